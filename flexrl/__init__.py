@@ -1,0 +1,1 @@
+"""The small shared module of all scripts: `ls flexrl` shows what there is."""

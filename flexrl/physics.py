@@ -1,0 +1,187 @@
+"""N copies of one MuJoCo body on `mujoco.batch`, as arrays: the only file that touches the engine's stepping."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium
+import mujoco
+import numpy as np
+from mujoco.batch import Batch, SimulationError
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Mode = Literal["v5", "fast"]
+
+# Warnings after which MuJoCo has put the simulation back to its default state: the episode is lost.
+DIVERGED_WARNINGS = [
+    int(mujoco.mjtWarning.mjWARN_BADQPOS),
+    int(mujoco.mjtWarning.mjWARN_BADQVEL),
+    int(mujoco.mjtWarning.mjWARN_BADQACC),
+]
+
+
+@dataclass(frozen=True)
+class Body:
+    """One MuJoCo body, its XML as Gymnasium ships it, and how its control step is cut into physics steps."""
+
+    name: str
+    xml: str
+    gymnasium_id: str
+    v5_steps: int  # physics steps of the XML's own length in one control step
+    fast_steps: int
+    fast_timestep: float  # s
+    feet: tuple[str, ...]  # geoms, right before left
+    posture: tuple[str, ...]  # joints that a calm gait keeps near the XML's posture
+    free: bool  # the root is a free joint (seven positions, six velocities), not three planar ones
+
+
+_SIDES = ("right", "left")
+BODIES = {
+    "humanoid": Body(
+        name="humanoid",
+        xml="humanoid.xml",
+        gymnasium_id="Humanoid-v5",
+        v5_steps=5,
+        fast_steps=3,
+        fast_timestep=0.005,
+        feet=("right_foot", "left_foot"),
+        posture=("abdomen_x", "abdomen_y", "abdomen_z")
+        + tuple(f"{side}_{joint}" for side in _SIDES for joint in ("hip_x", "hip_z", "shoulder1", "shoulder2", "elbow")),
+        free=True,
+    ),
+    # The cheetah's own dynamics (Euler, 5 x 10 ms) are already cheap: its fast mode keeps them.
+    "half_cheetah": Body(
+        name="half_cheetah",
+        xml="half_cheetah.xml",
+        gymnasium_id="HalfCheetah-v5",
+        v5_steps=5,
+        fast_steps=5,
+        fast_timestep=0.01,
+        feet=("bfoot", "ffoot"),
+        posture=(),
+        free=False,
+    ),
+}
+
+
+def load_model(body: Body, mode: Mode = "v5") -> mujoco.MjModel:
+    """The body's model from Gymnasium's own XML file.
+
+    `v5` leaves it as it is. `fast` integrates the humanoid with implicitfast in longer steps, and carries an
+    accelerometer of no other use: with it MuJoCo computes `cfrc_ext` during every step (it does so only for sensors),
+    one physics step behind the state, which is exact enough for a training reward.
+    """
+    path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / body.xml
+    spec = mujoco.MjSpec.from_file(str(path))
+    if mode == "fast":
+        torso = spec.body("torso")
+        torso.add_site(name="flexrl_accelerometer")
+        spec.add_sensor(
+            name="flexrl_accelerometer",
+            type=mujoco.mjtSensor.mjSENS_ACCELEROMETER,
+            objtype=mujoco.mjtObj.mjOBJ_SITE,
+            objname="flexrl_accelerometer",
+        )
+        if body.free:
+            spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+        spec.option.timestep = body.fast_timestep
+    return spec.compile()
+
+
+class Physics:
+    """`num_envs` simulations of one body, stepped together.
+
+    `qpos` (num_envs, nq), `qvel` (num_envs, nv) and the derived fields are live views: a write to the first two is the
+    state at the next step, the derived ones describe the state before the last physics step, as after `mj_step`.
+    Memory holds one MjData a thread, unless `exact_contacts` asks for Gymnasium's `cfrc_ext` bit for bit.
+    """
+
+    def __init__(self, body: Body, mode: Mode, num_envs: int, num_threads: int | None, exact_contacts: bool) -> None:
+        self.body, self.mode, self.num_envs = body, mode, num_envs
+        self.num_threads = min(num_threads or os.cpu_count() or 1, num_envs)
+        self.model = load_model(body, mode)
+        self.steps = body.v5_steps if mode == "v5" else body.fast_steps
+        self.dt = self.model.opt.timestep * self.steps  # s, one control step
+        # Only a persistent batch keeps each simulation's whole MjData, which mj_rnePostConstraint reads.
+        self._exact_contacts = exact_contacts and mode == "v5"
+        self._batch = Batch(self.model, num_envs, self.num_threads, persistent=self._exact_contacts)
+        bind = self._batch.bind
+        self.qpos, self.qvel, self.ctrl = bind("qpos"), bind("qvel"), bind("ctrl")
+        self.xipos, self.geom_xpos = bind("xipos"), bind("geom_xpos")
+        self.cinert, self.cvel, self.qfrc_actuator = bind("cinert"), bind("cvel"), bind("qfrc_actuator")
+        if mode == "fast":
+            self.cfrc_ext: Array = bind("cfrc_ext")
+        else:  # zero after a reset, as in Gymnasium; stays zero where no task asks for it
+            self.cfrc_ext = np.zeros((num_envs, self.model.nbody, 6))
+        self._data = mujoco.MjData(self.model)
+        self._default_qpos, self._default_qvel = self._data.qpos.copy(), self._data.qvel.copy()
+        self._mass = self.model.body_mass[:, None].copy()  # (nbody, 1) kg
+        self._num_warnings = np.zeros(num_envs, np.int64)
+
+        self.foot_ids = [self.model.geom(name).id for name in body.feet]
+        self.foot_radius = self.model.geom_size[self.foot_ids, 0]  # m
+        self.posture_ids = [self.model.joint(name).qposadr[0] for name in body.posture]
+
+    @property
+    def default_qpos(self) -> Array:
+        """The XML's own posture, (nq,)."""
+        return self._default_qpos
+
+    def ground_position(self) -> Array:
+        """Where each simulation is over the ground, (num_envs, 2) m, as its Gymnasium env measures speed.
+
+        The humanoid's centre of mass (the sum in Gymnasium's order), the cheetah's root.
+        """
+        if self.body.free:
+            return (np.sum(self._mass * self.xipos, axis=1) / np.sum(self._mass))[:, 0:2]
+        return np.stack([self.qpos[:, 0], np.zeros(self.num_envs)], axis=1)
+
+    def step(self, ctrl: Array) -> NDArray[np.bool_]:
+        """Hold `ctrl` (num_envs, nu) for one control step; returns which simulations diverged, (num_envs,)."""
+        self.ctrl[:] = ctrl
+        diverged = np.zeros(self.num_envs, bool)
+        try:
+            self._batch.step(nstep=self.steps)
+        except SimulationError as error:
+            diverged[error.ids] = True
+        if self._exact_contacts:
+            for i in range(self.num_envs):
+                self._batch.get_data(i, self._data)
+                mujoco.mj_rnePostConstraint(self.model, self._data)
+                self.cfrc_ext[i] = self._data.cfrc_ext
+        num_warnings = self._count_warnings()
+        diverged |= num_warnings != self._num_warnings
+        self._num_warnings = num_warnings
+        diverged |= ~np.isfinite(self.qpos).all(axis=1) | ~np.isfinite(self.qvel).all(axis=1)
+        return diverged
+
+    def reset(self, ids: NDArray[np.intp], qpos: Array, qvel: Array) -> None:
+        """Start simulations `ids` (n,) anew from `qpos` (n, nq) and `qvel` (n, nv), derived fields computed."""
+        self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        self.qpos[ids], self.qvel[ids] = qpos, qvel
+        self._batch.forward(ids)
+        if self.mode == "v5":
+            self.cfrc_ext[ids] = 0.0
+        self._num_warnings = self._count_warnings()
+
+    def _count_warnings(self) -> NDArray[np.int64]:
+        return self._batch.warning[:, DIVERGED_WARNINGS, 1].sum(axis=1)
+
+    def get_state(self) -> NDArray[np.float64]:
+        """Everything that the next steps depend on, warm start included: (num_envs, nstate); see `set_state`."""
+        return self._batch.state.copy()
+
+    def set_state(self, rows: Array) -> None:
+        """Goes on exactly where `get_state` was taken; derived fields are computed by the next step."""
+        self._batch.state[:] = rows
+        self._num_warnings = self._count_warnings()
+
+    def data(self, env: int) -> mujoco.MjData:
+        """Simulation `env` as an MjData with its kinematics computed, to be looked at or rendered."""
+        data = self._batch.get_data(env)
+        mujoco.mj_forward(self.model, data)
+        return data

@@ -1,0 +1,260 @@
+"""Motor skills: named reward terms, terminations, resets, and the table of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexrl.physics import Array, Physics
+
+GAIT_FREQUENCY = 1.5  # Hz: full left-right cycles; 1.25 to 1.5 in MuJoCo Playground's and mjlab's walkers
+FOOT_CLEARANCE = 0.12  # m: how high the swinging foot is asked to be lifted at mid-swing
+FALLEN_HEIGHT = 1.0  # m: Humanoid-v5 ends an episode below this torso height, and above FLYING_HEIGHT
+FLYING_HEIGHT = 2.0  # m
+
+
+@dataclass
+class State:
+    """What rewards, terminations and observations see after a control step; all arrays (num_envs, ...)."""
+
+    physics: Physics
+    action: NDArray[np.floating]  # as the policy gave it
+    previous_action: NDArray[np.floating]
+    ground_velocity: Array  # (num_envs, 2) m/s over the last control step, world frame, see Physics.ground_position
+    time: Array  # s since the episode began
+    target_speed: float  # m/s
+
+    @property
+    def qpos(self) -> Array:
+        return self.physics.qpos
+
+    @property
+    def qvel(self) -> Array:
+        return self.physics.qvel
+
+    @cached_property
+    def height(self) -> Array:
+        """Torso height, m."""
+        return self.qpos[:, 2]
+
+    @cached_property
+    def rotation(self) -> Array:
+        """Torso to world, (num_envs, 3, 3), from the unit quaternion of a free root."""
+        w, x, y, z = self.qpos[:, 3:7].T
+        rows = [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+        return np.array(rows).transpose(2, 0, 1)
+
+    @cached_property
+    def up(self) -> Array:
+        """The world's up direction seen from the torso, (num_envs, 3); (0, 0, 1) when upright."""
+        return self.rotation[:, 2, :]
+
+    @cached_property
+    def heading(self) -> Array:
+        """(cos, sin) of the yaw angle of the torso's forward axis, (num_envs, 2)."""
+        forward = self.rotation[:, 0:2, 0]
+        return forward / np.maximum(np.linalg.norm(forward, axis=1, keepdims=True), 1e-6)
+
+    @cached_property
+    def velocity(self) -> Array:
+        """Torso velocity turned by the heading: forward, left, up, (num_envs, 3) m/s."""
+        cos, sin = self.heading.T
+        vx, vy, vz = self.qvel[:, 0:3].T
+        return np.stack([cos * vx + sin * vy, cos * vy - sin * vx, vz], axis=1)
+
+    @cached_property
+    def clock(self) -> Array:
+        """(sin, cos) of the gait's phase, (num_envs, 2): the right foot swings while sin > 0, the left while sin < 0."""
+        phase = 2 * np.pi * GAIT_FREQUENCY * self.time
+        return np.stack([np.sin(phase), np.cos(phase)], axis=1)
+
+    @cached_property
+    def foot_clearance(self) -> Array:
+        """Height of the feet's soles over the ground, right and left, (num_envs, 2) m."""
+        return self.physics.geom_xpos[:, self.physics.foot_ids, 2] - self.physics.foot_radius
+
+
+Term = Callable[[State], Array]
+
+
+def speed_in_x(state: State) -> Array:
+    """Speed along the world's x axis, m/s: the v5 envs' `reward_forward` before its weight."""
+    return state.ground_velocity[:, 0]
+
+
+def healthy(state: State) -> Array:
+    """1 while the torso is between 1 and 2 m, as Humanoid-v5's `is_healthy`."""
+    return (FALLEN_HEIGHT < state.height) & (state.height < FLYING_HEIGHT)
+
+
+def squared_control(state: State) -> Array:
+    """Sum of squared motor commands, in the units of the motors' control range."""
+    return np.sum(np.square(state.physics.ctrl), axis=1)
+
+
+def squared_action(state: State) -> Array:
+    """Sum of squared actions as given, in the action's own precision: HalfCheetah-v5's control cost before its weight."""
+    return np.sum(np.square(state.action), axis=1)
+
+
+def contact_cost(state: State) -> Array:
+    """Humanoid-v5's contact cost: 5e-7 times the squared external forces, at most 10."""
+    forces = state.physics.cfrc_ext.reshape(len(state.action), -1)
+    return np.clip(5e-7 * np.sum(np.square(forces), axis=1), -np.inf, 10.0)
+
+
+def alive(state: State) -> Array:
+    """1 for every step: what a fall costs is the rest of the episode."""
+    return np.ones(len(state.action))
+
+
+def forward_speed(state: State) -> Array:
+    """1 at the asked speed along the world's x axis (m/s), e^-1 at half a metre per second off it."""
+    return np.exp(-np.square((state.ground_velocity[:, 0] - state.target_speed) / 0.5))
+
+
+def straight(state: State) -> Array:
+    """1 when nothing moves sideways (world's y axis), e^-1 at 0.5 m/s."""
+    return np.exp(-np.square(state.ground_velocity[:, 1] / 0.5))
+
+
+def facing(state: State) -> Array:
+    """Cosine of the angle between the torso's heading and the world's x axis."""
+    return state.heading[:, 0]
+
+
+def upright(state: State) -> Array:
+    """1 when the torso's axis is vertical, e^-1 at about 18 degrees of tilt."""
+    return np.exp(-(np.square(state.up[:, 0]) + np.square(state.up[:, 1])) / 0.1)
+
+
+def gait(state: State) -> Array:
+    """How well the feet follow the clock, in [0, 1]: the swinging one lifted, the other on the ground.
+
+    Each foot's asked clearance is FOOT_CLEARANCE times the positive part of the clock's sine for its half of the cycle;
+    a foot 5 cm off it scores e^-1.
+    """
+    sin = state.clock[:, 0]
+    asked = FOOT_CLEARANCE * np.maximum(np.stack([sin, -sin], axis=1), 0.0)
+    return np.exp(-np.square((state.foot_clearance - asked) / 0.05)).mean(axis=1)
+
+
+def action_rate(state: State) -> Array:
+    """Sum of squared changes of the action since the last control step."""
+    return np.sum(np.square(state.action - state.previous_action), axis=1)
+
+
+def wobble(state: State) -> Array:
+    """Squared angular velocity of the torso about its own x and y axes, rad^2/s^2."""
+    return np.sum(np.square(state.qvel[:, 3:5]), axis=1)
+
+
+def posture(state: State) -> Array:
+    """Squared distance of arm, waist and hip-spread joints from the XML's posture, rad^2."""
+    ids = state.physics.posture_ids
+    return np.sum(np.square(state.qpos[:, ids] - state.physics.default_qpos[ids]), axis=1)
+
+
+def unhealthy(state: State) -> NDArray[np.bool_]:
+    """The torso has left 1 to 2 m of height."""
+    return ~healthy(state)
+
+
+def never(state: State) -> NDArray[np.bool_]:
+    """An episode that only time ends."""
+    return np.zeros(len(state.action), bool)
+
+
+def sum_terms(terms: Mapping[str, Array]) -> Array:
+    """The sum in the table's order."""
+    return np.sum(list(terms.values()), axis=0)
+
+
+def humanoid_v5_sum(terms: Mapping[str, Array]) -> Array:
+    """Rewards minus costs, added in Humanoid-v5's order so that the float64 result has the same bits."""
+    gains = terms["speed_in_x"] + terms["healthy"]
+    return gains + (terms["squared_control"] + terms["contact_cost"])
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gymnasium's reset noise round the XML's posture: uniform on positions, uniform or normal on velocities."""
+
+    scale: float
+    normal_velocity: bool = False
+
+    def sample(self, physics: Physics, rng: np.random.Generator) -> tuple[Array, Array]:
+        """One start: qpos (nq,) in m and rad, qvel (nv,) in m/s and rad/s, drawn in Gymnasium's order."""
+        qpos = physics.default_qpos + rng.uniform(low=-self.scale, high=self.scale, size=physics.model.nq)
+        if self.normal_velocity:
+            return qpos, 0.0 + self.scale * rng.standard_normal(physics.model.nv)
+        return qpos, 0.0 + rng.uniform(low=-self.scale, high=self.scale, size=physics.model.nv)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A motor skill of one body: what is rewarded, how episodes start and end, and the words for it."""
+
+    name: str
+    body: str
+    words: tuple[str, ...]
+    rewards: Mapping[Term, float]  # term: weight; logged as reward/<term>
+    reset: Noise
+    fallen: Callable[[State], NDArray[np.bool_]]
+    max_steps: int = 1000  # control steps until the episode is truncated
+    target_speed: float = 0.0  # m/s, for the terms that ask for one
+    total: Callable[[Mapping[str, Array]], Array] = field(default=sum_terms)
+
+
+TASKS = [
+    Task(
+        name="v5",
+        body="humanoid",
+        words=("run forward", "run as fast as you can"),
+        rewards={speed_in_x: 1.25, healthy: 5.0, squared_control: -0.1, contact_cost: -1.0},
+        reset=Noise(0.01),
+        fallen=unhealthy,
+        total=humanoid_v5_sum,
+    ),
+    Task(
+        name="v5",
+        body="half_cheetah",
+        words=("run forward", "run as fast as you can"),
+        rewards={speed_in_x: 1.0, squared_action: -0.1},
+        reset=Noise(0.1, normal_velocity=True),
+        fallen=never,
+    ),
+    Task(
+        name="walk_forward",
+        body="humanoid",
+        words=("walk forward", "go straight ahead"),
+        target_speed=1.3,
+        rewards={
+            forward_speed: 1.5,
+            straight: 0.5,
+            facing: 0.5,
+            upright: 0.5,
+            alive: 3.0,
+            gait: 1.5,
+            action_rate: -0.02,
+            squared_control: -0.1,
+            wobble: -0.02,
+            posture: -0.1,
+        },
+        reset=Noise(0.01),
+        fallen=unhealthy,
+    ),
+]
+
+
+def find_task(body: str, name: str) -> Task:
+    """The task of that name for that body; KeyError if there is none."""
+    return next(task for task in TASKS if (task.body, task.name) == (body, name))
