@@ -1,3 +1,333 @@
-from pydantic import BaseModel, ConfigDict
+"""YAML -> frozen, checked settings: `base:`, `--set a.b=c`, and errors that name file, line, key and cure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, ValidationInfo, field_validator
+
+MAX_FILE_BYTES = 1_000_000
+MAX_BASES = 16
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that says where, what, and what to write; verbs print it and exit with code 2."""
+
+
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """A frozen record of settings that refuses unknown keys, NaN, and booleans where a number is due."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+        arbitrary_types_allowed=True,
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if _holds_bool(value) and not _names_type(annotation, bool) and _names_number(annotation):
+            raise ValueError("expected a number, found a boolean (YAML reads a bare 'yes', 'no', 'on' or 'off' as one)")
+        return value
+
+
+def _holds_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list) and any(_holds_bool(item) for item in value))
+
+
+def _names_type(annotation: Any, wanted: type) -> bool:
+    """Whether `wanted` stands anywhere in a type annotation."""
+    return annotation is wanted or any(_names_type(part, wanted) for part in typing.get_args(annotation))
+
+
+def _names_number(annotation: Any) -> bool:
+    return _names_type(annotation, int) or _names_type(annotation, float)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def choice(key: str, options: Mapping[str, type[Settings]], default: str) -> Any:
+    """A pydantic type for a mapping that is one of `options`, chosen by its `key` (`default` if it has none)."""
+
+    def tag(value: Any) -> Any:
+        return value.get(key, default) if isinstance(value, dict) else getattr(value, key, None)
+
+    tagged = tuple(Annotated[model, Tag(name)] for name, model in options.items())
+    return Annotated[Union[tagged], Discriminator(tag)]  # noqa: UP007
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with numbers as people write them: 3e-4 is a number, 010 is ten, 12:30 is text."""
+
+
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in _NUMBER_TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+.0123456789"),
+)
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    if len(text) > 30:  # CPython takes quadratic time over digits, and refuses more than 4,300
+        raise yaml.constructor.ConstructorError(None, None, "a number of more than 30 digits", node.start_mark)
+    return int(text.replace("_", ""))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A plain YAML value and where it stands: `where` of a mapping's key is that of the key."""
+
+    value: Any  # a scalar, list[_Value] or dict[str, _Value]
+    where: str
+
+
+def _read_file(path: Path) -> dict[str, _Value]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path}: more than {MAX_FILE_BYTES:,} bytes; settings are small, is this the right file?")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{_nearest_file(path)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; settings are YAML") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    value = _parse(text, str(path))
+    if value.value is None:
+        raise UserError(f"{path}: is empty; write settings such as 'num_steps: 1_000_000', or leave --config away")
+    if not isinstance(value.value, dict):
+        raise UserError(f"{value.where}: expected a mapping of settings such as 'num_steps: 1_000_000', found {_show(value)}")
+    return value.value
+
+
+def _nearest_file(path: Path) -> str:
+    siblings = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    return _nearest(str(path), siblings)
+
+
+def _nearest(word: str, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _parse(text: str, source: str) -> _Value:
+    """One YAML document as values with places; UserError for anything that is not plain YAML."""
+    loader: _Loader | None = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return _Value(None, f"{source}:1") if node is None else _convert(loader, node, source, depth=0)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{source}{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _convert(loader: _Loader, node: yaml.Node, source: str, depth: int) -> _Value:
+    where = f"{source}:{node.start_mark.line + 1}"
+    if depth > 20:
+        raise UserError(f"{where}: nested more than 20 deep; no settings are")
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, _Value] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            key_where = f"{source}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"{key_where}: a key must be a word")
+            if key in result:
+                raise UserError(f"{key_where}: the key '{key}' stands here a second time; keep one")
+            result[key] = _Value(_convert(loader, value_node, source, depth + 1).value, key_where)
+        return _Value(result, where)
+    if isinstance(node, yaml.SequenceNode):
+        return _Value([_convert(loader, item, source, depth + 1) for item in node.value], where)
+    return _Value(loader.construct_object(node), where)
+
+
+def _plain(value: _Value) -> Any:
+    if isinstance(value.value, dict):
+        return {key: _plain(item) for key, item in value.value.items()}
+    if isinstance(value.value, list):
+        return [_plain(item) for item in value.value]
+    return value.value
+
+
+def _show(value: _Value | None) -> str:
+    """A value as a short piece of text for a message."""
+    if value is None:
+        return "nothing"
+    plain = _plain(value)
+    if isinstance(plain, dict):
+        return "a mapping"
+    if isinstance(plain, list):
+        return "a list"
+    text = {True: "true", False: "false", None: "null"}[plain] if plain is None or isinstance(plain, bool) else repr(plain)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# A mapping with one of these keys is a choice of kind: another choice replaces it whole, its settings do not fit.
+_CHOICES = ("name", "kind")
+
+
+def _merge(under: dict[str, _Value], over: dict[str, _Value]) -> dict[str, _Value]:
+    """`over` laid upon `under`, mapping by mapping."""
+    for choice in _CHOICES:
+        if choice in under and choice in over and under[choice].value != over[choice].value:
+            return over
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        if old is not None and isinstance(old.value, dict) and isinstance(value.value, dict):
+            value = _Value(_merge(old.value, value.value), value.where)
+        merged[key] = value
+    return merged
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, _Value]:
+    """The file's values over those of the file it names as `base:`, relative to itself."""
+    if path.resolve() in seen:
+        circle = " -> ".join(str(file.name) for file in (*seen, path))
+        raise UserError(f"{path}: circular base: {circle}; take one 'base:' out")
+    if len(seen) >= MAX_BASES:
+        raise UserError(f"{path}: more than {MAX_BASES} files deep by 'base:'")
+    values = _read_file(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base.value, str):
+        raise UserError(f"{base.where}: base: expected the path of a YAML file, found {_show(base)}")
+    return _merge(_with_bases(path.parent / base.value, (*seen, path.resolve())), values)
+
+
+def _from_set(text: str) -> dict[str, _Value]:
+    """`a.b=c` as a nested mapping; c is YAML."""
+    where = f"--set {text}"
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"{where}: expected KEY=VALUE, such as --set learner.learning_rate=1e-4")
+    nested = _Value(_parse(value, where).value, where)
+    for part in reversed(parts):
+        nested = _Value({part: nested}, where)
+    return nested.value  # type: ignore[no-any-return]
+
+
+def load(model: type[S], path: Path | None = None, overrides: Sequence[str] = ()) -> S:
+    """Settings from defaults, a YAML file (and its `base:` files) and `--set` texts, later ones over earlier.
+
+    Raises UserError with one line: where it stands, what was found, what to write.
+    """
+    values = _with_bases(path) if path is not None else {}
+    for text in overrides:
+        values = _merge(values, _from_set(text))
+    try:
+        return model.model_validate(_plain(_Value(values, "")))
+    except ValidationError as error:
+        source = str(path) if path is not None else "settings"
+        raise UserError(_explain(error, model, values, source)) from None
+
+
+def _explain(error: ValidationError, model: type[Settings], values: dict[str, _Value], source: str) -> str:
+    """The first problem of a validation as one line."""
+    detail = error.errors()[0]
+    found: _Value | None = None
+    where, keys, level = source, [], _Value(values, source)
+    for part in detail["loc"]:
+        inner = level.value.get(part) if isinstance(level.value, dict) else None
+        if isinstance(level.value, list) and isinstance(part, int) and part < len(level.value):
+            inner = level.value[part]
+        if inner is not None:
+            level = found = inner
+            where = inner.where
+            keys.append(str(part))
+        elif detail["type"] == "missing" and part == detail["loc"][-1]:
+            keys.append(str(part))
+    parent = _model_at(model, detail["loc"][:-1])
+    if detail["type"] == "extra_forbidden":
+        group = ".".join(keys[:-1])
+        names = list(parent.model_fields) if parent else []
+        hint = _nearest(keys[-1], names) or (f"; it has {', '.join(names)}" if names else "")
+        return f"{where}: {group + ': ' if group else ''}no key '{keys[-1]}' here{hint}"
+    return f"{where}: {'.'.join(keys) + ': ' if keys else ''}{_cure(detail, found)}"
+
+
+def _cure(detail: Any, found: _Value | None) -> str:
+    """What was expected and what was found, in words."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"]).replace("\n", " ")
+    if kind in ("literal_error", "union_tag_invalid"):
+        expected = context.get("expected") or context["expected_tags"]
+        words = re.findall(r"'([^']*)'", expected)
+        shown = _show(found)
+        if kind == "union_tag_invalid":
+            shown = repr(context["tag"])
+        return f"expected one of {', '.join(words)}, found {shown}{_nearest(shown.strip(chr(39)), words)}"
+    message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if kind.startswith(("int", "float")):
+        message = message.replace("a valid integer", "a whole number").split(",")[0]
+        message += " (2_000_000 and 2e6 are numbers)" if isinstance(found and found.value, str) else ""
+    return f"expected {message}, found {_show(found)}"
+
+
+def _model_at(model: Any, location: Sequence[Any]) -> type[Settings] | None:
+    """The settings class that validated the mapping at `location`; choices of a union appear there by their tag."""
+    for part in location:
+        if model is None:
+            return None
+        field = model.model_fields.get(part)
+        candidates = _settings_classes(field.annotation) if field else []
+        if field is None or not candidates:
+            return None
+        model = candidates if len(candidates) > 1 else candidates[0]
+        if isinstance(model, list):
+            tags = [str(tag) for tag in location]
+            chosen = [c for c in model if any(_default(c, choice) in tags for choice in _CHOICES)]
+            return chosen[0] if chosen else None
+    return model  # type: ignore[no-any-return]
+
+
+def _default(model: type[Settings], key: str) -> Any:
+    return model.model_fields[key].default if key in model.model_fields else None
+
+
+def _settings_classes(annotation: Any) -> list[type[Settings]]:
+    """The settings classes that a type annotation names."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, Settings) else []
+    return [cls for part in typing.get_args(annotation) for cls in _settings_classes(part)]
+
+
+def to_yaml(settings: Settings) -> str:
+    """The settings complete and resolved, as YAML that `load` reads back to the same."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

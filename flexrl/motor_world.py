@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -109,6 +108,7 @@ class MotorBatch:
         limits = (-np.ones(model.nu), np.ones(model.nu)) if settings.action == "torque" else (low, high)
         self.action_space = spaces.Box(limits[0].astype(np.float32), limits[1].astype(np.float32), dtype=np.float32)
         self.observation: Observation = make_observation(settings.observation, self.physics)
+        self.has_mirror = self.physics.body.free and settings.observation == "proprio"
         self.observation_space = spaces.Box(-np.inf, np.inf, (self.observation.size,), self.observation.dtype)
         self.seed(seed)
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
@@ -218,7 +218,7 @@ class MotorWorld(VecEnv):
         self._actions: NDArray[np.floating] = np.zeros((self.num_envs, *self.action_space.shape), np.float32)
         self._sums = np.zeros((len(self._term_names) + 1, self.num_envs))  # return, then each term
         self._start_x = np.zeros(self.num_envs)  # m
-        self._restarted = [{} for _ in range(self.num_envs)]
+        self.num_episodes = self.num_diverged = 0  # ended since a learner last asked
 
     def reset(self) -> NDArray[np.floating]:
         """Start all episodes anew; observations (num_envs, obs_dim)."""
@@ -244,6 +244,8 @@ class MotorWorld(VecEnv):
         infos: list[dict[str, Any]] = [_NO_INFO] * self.num_envs
         ids = np.flatnonzero(done)
         if len(ids):
+            self.num_episodes += len(ids)
+            self.num_diverged += int(result.diverged.sum())
             for i in ids:
                 infos[i] = self._end_of_episode(i, result)
             result.obs[ids] = self.batch.reset(ids)
@@ -265,6 +267,13 @@ class MotorWorld(VecEnv):
             "diverged": bool(result.diverged[i]),
             "episode": episode,
         }
+
+    def take_metrics(self) -> dict[str, float]:
+        """How many simulations the engine lost since the last call, and their share of the episodes that ran."""
+        share = self.num_diverged / (self.num_episodes + self.num_envs)
+        metrics = {"world/diverged": float(self.num_diverged), "world/diverged_share": share}
+        self.num_episodes = self.num_diverged = 0
+        return metrics
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """The batch's state and the sums of the running episodes."""

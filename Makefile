@@ -1,0 +1,54 @@
+# flex-rl: every command that people type. `make` alone prints them.
+PYTHON ?= python3.11
+VENV   ?= .venv
+RUN     = $(VENV)/bin/python
+MODEL  ?= examples/pretrained/humanoid_walk
+IMAGE  ?= flex-rl
+
+.DEFAULT_GOAL := help
+.PHONY: help train play test check format tensorboard bench build-dev shell clean
+
+help:  ## print this
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+train: $(VENV)/.installed  ## train the humanoid to walk (workspace/humanoid_walk_forward)
+	$(RUN) train.py --name humanoid_walk_forward --config examples/humanoid_walk_forward.yaml
+
+play: $(VENV)/.installed  ## watch the shipped walk: a table, and walk.mp4 (MODEL=workspace/NAME/best for yours)
+	$(RUN) play.py --model $(MODEL) --episodes 3 --video walk.mp4
+
+test: $(VENV)/.installed  ## run the tests
+	$(RUN) -m pytest
+
+check: $(VENV)/.installed  ## formatter, linter and types
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+format: $(VENV)/.installed  ## format the code
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+tensorboard: $(VENV)/.installed  ## show workspace/ in TensorBoard on this machine (http://localhost:6006)
+	$(RUN) -m tensorboard.main --logdir workspace --host 127.0.0.1
+
+bench: $(VENV)/.installed  ## the figures of docs/RESULTS.md that take minutes, not hours
+	$(RUN) bench/physics.py
+	$(RUN) bench/ppo.py
+
+build-dev:  ## build the development image
+	@command -v docker >/dev/null || { echo "build-dev: docker is not installed; see https://docs.docker.com/engine/install/" >&2; exit 2; }
+	@docker info >/dev/null 2>&1 || { echo "build-dev: no Docker engine answers; start it (systemctl start docker)" >&2; exit 2; }
+	@test -f docker/Dockerfile || { echo "build-dev: docker/Dockerfile is not there yet; the images come with a later release" >&2; exit 2; }
+	docker build --target dev --tag $(IMAGE):dev --file docker/Dockerfile .
+
+shell: build-dev  ## a shell in the development image, with this folder mounted
+	docker run --rm --interactive --tty --volume "$(CURDIR)":/app $(IMAGE):dev bash
+
+clean:  ## remove the environment and caches, never workspace/
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

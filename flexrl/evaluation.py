@@ -1,0 +1,94 @@
+"""Episodes of a policy in a world, all of them side by side, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from flexrl.learners import forked_randomness
+from flexrl.policies import Policy
+
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode from its start to its end."""
+
+    seed: int
+    length: int  # control steps
+    episode_return: float
+    mean_speed: float | None  # m/s along the world's x axis; None where the world does not say
+    terminated: bool  # ended by the task, by a fall say, not by time
+    rewards: dict[str, float] = field(default_factory=dict)  # each reward term's sum
+
+    def to_json(self) -> dict[str, Any]:
+        """The record with the names that `play.py --json` promises."""
+        record = asdict(self)
+        record["return"] = record.pop("episode_return")
+        return record
+
+
+def run_episodes(policy: Policy, world: VecEnv, seed: int, each_step: Callable[[], None] | None = None) -> list[Episode]:
+    """One episode in each simulation of `world`; simulation i is the one with seed + i.
+
+    The ambient generators are left as they were. `each_step` is called at the start and after every control step.
+    """
+    with forked_randomness(seed):
+        world.seed(seed)
+        obs = world.reset()
+        policy.reset(np.ones(world.num_envs, bool))
+        episodes: dict[int, Episode] = {}
+        distance, num_steps = np.zeros(world.num_envs), 0
+        if each_step is not None:
+            each_step()
+        while len(episodes) < world.num_envs:
+            obs, _, done, infos = world.step(policy.act(obs))
+            num_steps += 1
+            if "x_velocity" in infos[0]:  # Gymnasium's MuJoCo envs
+                distance += [info["x_velocity"] for info in infos]
+            for i in np.flatnonzero(done):
+                speed = distance[i] / num_steps if "x_velocity" in infos[i] else None
+                episodes.setdefault(int(i), _episode(seed + int(i), infos[i], speed))
+            policy.reset(done)
+            if each_step is not None:
+                each_step()
+    return [episodes[i] for i in range(world.num_envs)]
+
+
+def _episode(seed: int, info: dict[str, Any], speed: float | None) -> Episode:
+    record = info["episode"]
+    return Episode(
+        seed=seed,
+        length=int(record["l"]),
+        episode_return=float(record["r"]),
+        mean_speed=record.get("mean_speed", speed),
+        terminated=not info.get("TimeLimit.truncated", False),
+        rewards={key.removeprefix("reward/"): value for key, value in record.items() if key.startswith("reward/")},
+    )
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979), from a fixed generator: the same values give the same one."""
+    sample = np.asarray(values, float)
+    rng = np.random.default_rng(0)
+    means = sample[rng.integers(0, len(sample), (NUM_RESAMPLES, len(sample)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Means over the episodes with 95 % bootstrap intervals, by the names of `Episode.to_json`."""
+    summary: dict[str, Any] = {"num_episodes": len(episodes), "num_terminated": sum(e.terminated for e in episodes)}
+    columns = {"return": [e.episode_return for e in episodes], "length": [float(e.length) for e in episodes]}
+    if all(e.mean_speed is not None for e in episodes):
+        columns["mean_speed"] = [float(e.mean_speed or 0.0) for e in episodes]
+    for name in episodes[0].rewards:
+        columns[f"reward/{name}"] = [e.rewards[name] for e in episodes]
+    for name, values in columns.items():
+        summary[name] = {"mean": float(np.mean(values)), "interval": list(bootstrap_interval(values))}
+    return summary

@@ -1,0 +1,193 @@
+"""load_policy(anything) -> reset(), act(): whoever plays or collects never asks which kind it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from flexrl import config, snapshots
+from flexrl.config import Settings, UserError
+from flexrl.learners import Learner, LearnerSettings, make_learner
+from flexrl.motor_world import MotorSettings
+from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise
+
+Bools = NDArray[np.bool_]
+
+
+class Policy(Protocol):
+    """What plays: actions for a batch of observations, with whatever memory it keeps for each simulation."""
+
+    def reset(self, mask: Bools) -> None:
+        """Episodes begin in the simulations where `mask` (num_envs,) is true."""
+
+    def act(self, obs: NDArray[np.floating]) -> NDArray[Any]:
+        """Actions (num_envs, action_dim) for observations (num_envs, obs_dim)."""
+
+
+class RandomPolicy:
+    """Actions drawn evenly from the action space."""
+
+    def __init__(self, action_space: spaces.Space[Any], seed: int) -> None:
+        self._space = action_space
+        self._space.seed(seed)
+
+    def reset(self, mask: Bools) -> None:
+        """Nothing is remembered."""
+
+    def act(self, obs: NDArray[np.floating]) -> NDArray[Any]:
+        """One sample for each row of `obs`."""
+        return np.array([self._space.sample() for _ in range(len(obs))])
+
+
+class ZeroPolicy:
+    """No action: zero torque, or the first of discrete choices."""
+
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
+        self._shape, self._dtype = action_space.shape or (), action_space.dtype
+
+    def reset(self, mask: Bools) -> None:
+        """Nothing is remembered."""
+
+    def act(self, obs: NDArray[np.floating]) -> NDArray[Any]:
+        """Zeros for each row of `obs`."""
+        return np.zeros((len(obs), *self._shape), self._dtype)
+
+
+class LearnedPolicy:
+    """A policy of an SB3 learner behind the normaliser it was trained with; recurrent ones remember by simulation."""
+
+    def __init__(self, policy: Any, normalise_obs: Callable[[Any], Any], deterministic: bool) -> None:
+        self._policy, self._normalise, self._deterministic = policy, normalise_obs, deterministic
+        self._memory: Any = None
+        self._starts: Bools = np.ones(0, bool)
+
+    def reset(self, mask: Bools) -> None:
+        """Episodes begin where `mask` (num_envs,) is true: their memory is cleared before they act again."""
+        if len(self._starts) != len(mask):
+            self._memory, self._starts = None, np.ones(len(mask), bool)
+        self._starts = self._starts | mask
+
+    def act(self, obs: NDArray[np.floating]) -> NDArray[Any]:
+        """Actions (num_envs, action_dim), within the action space."""
+        if len(self._starts) != len(obs):
+            self._starts = np.ones(len(obs), bool)
+        action, self._memory = self._policy.predict(
+            self._normalise(obs), state=self._memory, episode_start=self._starts, deterministic=self._deterministic
+        )
+        self._starts = np.zeros(len(obs), bool)
+        return action  # type: ignore[no-any-return]
+
+
+def policy_of(learner: Learner, deterministic: bool) -> LearnedPolicy:
+    """The policy as the learner has it now, to be evaluated."""
+    normaliser = learner.normaliser
+    return LearnedPolicy(learner.model.policy, normaliser.normalize_obs if normaliser else _identity, deterministic)
+
+
+def _identity(obs: Any) -> Any:
+    return obs
+
+
+class PlayedSettings(Settings):
+    """The part of a training's settings that its policy needs to be played."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    world: WorldSettings
+    learner: LearnerSettings
+    normalize_observations: bool = True
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot's content, every file checked against its hash."""
+
+    folder: Path
+    about: Mapping[str, Any]  # snapshot.json: kind, num_steps, spaces, what it scored
+    settings: PlayedSettings
+
+
+def snapshot_files(learner: Learner, settings: Settings, scores: Mapping[str, float]) -> dict[str, bytes]:
+    """The files of a snapshot that plays anywhere: weights, normaliser, settings, spaces (lineage is the run's to add)."""
+    about = {
+        "kind": "sb3",
+        "num_steps": learner.num_steps,
+        "scores": dict(scores),
+        "observation_space": describe_space(learner.world.observation_space),
+        "action_space": describe_space(learner.world.action_space),
+        "goal": None,
+    }
+    return {
+        "policy.safetensors": snapshots.pack_arrays(learner.policy_arrays()),
+        "normaliser.safetensors": snapshots.pack_arrays(learner.normaliser_arrays()),
+        "settings.yaml": config.to_yaml(settings).encode(),
+        "snapshot.json": json.dumps(about, indent=1).encode(),
+    }
+
+
+def open_snapshot(folder: Path) -> Snapshot:
+    """Checks every file of a snapshot and reads what it is; UserError if it is none, damaged or of another version."""
+    snapshots.check(folder)
+    about = json.loads((folder / "snapshot.json").read_bytes())
+    if about["kind"] not in KINDS:
+        raise UserError(f"{folder}: holds a policy of kind {about['kind']!r}, this flex-rl knows {', '.join(KINDS)}")
+    return Snapshot(folder, about, config.load(PlayedSettings, folder / "settings.yaml"))
+
+
+def restore_learner(snapshot: Snapshot, num_envs: int = 1) -> Learner:
+    """The snapshot's SB3 model with its normaliser, on `num_envs` copies of its world."""
+    settings = snapshot.settings
+    world_settings = settings.world.model_copy(update={"num_envs": num_envs} | _in_process(settings.world))
+    world = normalise(make_world(world_settings), settings.normalize_observations, False, 0.99)
+    learner_settings = settings.learner
+    if hasattr(learner_settings, "buffer_size"):  # it is not going to learn
+        learner_settings = learner_settings.model_copy(update={"buffer_size": 1, "save_replay_buffer": False})
+    learner = make_learner(learner_settings, world, num_steps=1, seed=0, device="cpu")
+    weights = snapshots.read_arrays(snapshot.folder / "policy.safetensors")
+    learner.model.policy.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    learner.model.policy.set_training_mode(False)
+    if learner.normaliser is not None:
+        arrays = snapshots.read_arrays(snapshot.folder / "normaliser.safetensors")
+        learner.normaliser.training = False
+        learner.normaliser.obs_rms.mean, learner.normaliser.obs_rms.var = arrays["mean"], arrays["variance"]
+    return learner
+
+
+def _in_process(world: MotorSettings | GymnasiumSettings) -> dict[str, Any]:
+    return {"subprocesses": False} if isinstance(world, GymnasiumSettings) else {}
+
+
+def _load_sb3(snapshot: Snapshot, deterministic: bool) -> Policy:
+    return policy_of(restore_learner(snapshot), deterministic)
+
+
+def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
+    """The snapshot as an SB3 zip, with `<name>_vecnormalize.pkl` beside it if observations are normalised."""
+    learner = restore_learner(snapshot)
+    try:
+        learner.model.save(path)
+        if learner.normaliser is None:
+            return [path]
+        statistics = path.with_name(f"{path.stem}_vecnormalize.pkl")
+        learner.normaliser.save(str(statistics))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    return [path, statistics]
+
+
+# What a snapshot's "kind" may be, and who makes a policy of it.
+KINDS: dict[str, Callable[[Snapshot, bool], Policy]] = {"sb3": _load_sb3}
+
+
+def load_policy(snapshot: Snapshot, deterministic: bool = True) -> Policy:
+    """The snapshot's policy, ready to act."""
+    return KINDS[snapshot.about["kind"]](snapshot, deterministic)

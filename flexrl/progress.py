@@ -1,0 +1,71 @@
+"""How a training shows where it is: a bar in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """Steps done, speed, return, on stderr."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._note = total, ""
+        self._console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.fields[steps]}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, text="starting", steps=_steps(done, total))
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A word on what takes time just now."""
+        self._bar.update(self._task, text=text)
+
+    def update(self, num_steps: int, metrics: Mapping[str, float], best: float) -> None:
+        """After a rollout and an update."""
+        parts = [f"{metrics['time/env_steps_per_second']:,.0f} steps/s"]
+        for key, name in (("rollout/return", "return"), ("rollout/length", "length"), ("rollout/mean_speed", "m/s")):
+            if key in metrics:
+                parts.append(f"{name} {metrics[key]:,.2f}" if name == "m/s" else f"{name} {metrics[key]:,.0f}")
+        if "eval/return" in metrics:
+            self._note = f"eval {metrics['eval/return']:,.0f} (best {best:,.0f})"
+        parts += [self._note] if self._note else []
+        text, steps = "  ".join(parts), _steps(num_steps, self._total)
+        self._bar.update(self._task, completed=num_steps, text=text, steps=steps)
+        due = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+        if not self._console.is_terminal and (due or "eval/return" in metrics or num_steps >= self._total):
+            print(f"{steps} steps  {text}", file=sys.stderr, flush=True)
+            self._last_line = time.monotonic()
+
+
+def _steps(done: int, total: int) -> str:
+    return f"{_short(done)}/{_short(total)}"
+
+
+def _short(count: int) -> str:
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)

@@ -1,0 +1,459 @@
+"""Off-screen frames, videos and contact sheets of a body: `write_video(path, model, states, dt)`, with or without a GPU."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import imageio.v3 as imageio
+import mujoco
+import numpy as np
+from imageio_ffmpeg import count_frames_and_secs, write_frames
+from numpy.typing import NDArray
+
+from flexrl.config import UserError
+
+Array = NDArray[np.float64]
+Frame = NDArray[np.uint8]  # (height, width, 3)
+Caption = str | Callable[[int], str] | None  # words for all frames, or a function of the state's number
+
+PROBE_SECONDS = 60  # s: a cold software driver on a busy machine needs a few
+PACKAGES = "install Debian's libegl1 and libgl1-mesa-dri, or libosmesa6 and set MUJOCO_GL=osmesa"
+
+
+class RenderError(Exception):
+    """No OpenGL on this machine: one line that says what was tried, what each answered, and what to install."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which OpenGL
+# ---------------------------------------------------------------------------------------------------------------------
+
+# MuJoCo reads MUJOCO_GL once, when it is imported, and takes GLFW if it is unset, which needs a display. It is imported
+# long before anybody asks for a frame, so the context class is taken here from mujoco.<backend> instead. A driver that
+# does not work may end its process without an exception: hence a child that draws one red ball.
+_PROBE = """
+import importlib, sys
+import mujoco, numpy
+gl = importlib.import_module("mujoco." + sys.argv[1]).GLContext(16, 16)
+gl.make_current()
+ball = '<mujoco><worldbody><geom type="sphere" size="1" rgba="1 0 0 1"/></worldbody></mujoco>'
+model = mujoco.MjModel.from_xml_string(ball)
+data, scene, camera = mujoco.MjData(model), mujoco.MjvScene(model, 10), mujoco.MjvCamera()
+mujoco.mj_forward(model, data)
+mujoco.mjv_defaultFreeCamera(model, camera)
+context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
+pixels, rect = numpy.zeros((16, 16, 3), numpy.uint8), mujoco.MjrRect(0, 0, 16, 16)
+mujoco.mjr_render(rect, scene, context)
+mujoco.mjr_readPixels(pixels, None, rect, context)
+if pixels[8, 8, 0] < 50:
+    raise RuntimeError("it drew nothing")
+context.free()
+gl.free()
+print("drawn")
+"""
+
+
+def _probe(backend: str) -> str:
+    """Why `backend` does not draw on this machine, in one line; empty if it does."""
+    command = [sys.executable, "-P", "-c", _PROBE, backend]
+    environ = {**os.environ, "MUJOCO_GL": backend, "PYTHONWARNINGS": "ignore"}
+    try:
+        child = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no frame within {PROBE_SECONDS} s"
+    if child.returncode == 0 and child.stdout.strip().endswith("drawn"):
+        return ""
+    lines = child.stderr.strip().splitlines() or [f"its process ended with {child.returncode}"]
+    return lines[-1][:120]
+
+
+@functools.cache
+def choose_backend(wanted: str = "") -> str:
+    """The name of an OpenGL backend that draws here: `glfw`, `egl`, `osmesa` (`cgl` on macOS).
+
+    `wanted` is the user's MUJOCO_GL and then the only one tried. Otherwise a window is tried first if there is a
+    display, then EGL (a GPU, or Mesa's software), then OSMesa (always software). Each is tried in a child process,
+    which takes about a second; the answer is kept. Raises RenderError if none works.
+    """
+    wanted = wanted.lower().strip()
+    if wanted in ("disable", "disabled", "off", "false", "0"):
+        raise RenderError(f"MUJOCO_GL={wanted} turns rendering off; unset it to get frames")
+    if wanted in ("egl", "osmesa", "glfw", "cgl"):
+        candidates = [wanted]
+    elif wanted:  # MuJoCo's other words (glx, wgl, on ...) all mean a window
+        candidates = ["glfw"]
+    elif sys.platform == "darwin":
+        candidates = ["cgl", "glfw"]
+    elif sys.platform == "win32":
+        candidates = ["glfw"]
+    else:
+        window = ["glfw"] if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else []
+        candidates = [*window, "egl", "osmesa"]
+    answers = []
+    for backend in candidates:
+        answer = _probe(backend)
+        if not answer:
+            return backend
+        answers.append(f"{backend} ({answer})")
+    raise RenderError(f"no OpenGL to draw with: tried {', '.join(answers)}; {PACKAGES}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it looks like
+# ---------------------------------------------------------------------------------------------------------------------
+
+SKY_TOP = (0.36, 0.52, 0.72)
+HORIZON = (0.86, 0.90, 0.94)
+TILES = ((0.44, 0.50, 0.56), (0.50, 0.56, 0.62))  # the two greys of the floor
+TILE_LINE = (0.60, 0.66, 0.71)
+TILE_SIZE = 1.0  # m
+LIGHT_OFFSET = (-1.5, -2.0, 4.5)  # m from the body's centre of mass
+
+
+def dress(model: mujoco.MjModel, size: tuple[int, int] = (480, 360)) -> mujoco.MjModel:
+    """A copy of `model` to be looked at: sky, endless tiled floor, light that follows, buffers for `size` (w, h) pixels.
+
+    Nothing that the physics reads is changed but the size of planes, which collisions ignore.
+    """
+    model = copy.copy(model)
+    model.vis.global_.offwidth, model.vis.global_.offheight = size
+    model.vis.map.haze = 0.6
+    model.vis.rgba.haze = (*HORIZON, 1.0)
+    # These three are given in units of the model's extent.
+    extent = model.stat.extent
+    model.vis.map.znear, model.vis.map.zfar = 0.05 / extent, 60.0 / extent
+    model.vis.map.shadowclip = 4.0 / extent  # below 3 m the light's own frustum leaves specks on the floor
+    model.vis.quality.shadowsize = 2048
+    model.vis.headlight.ambient = (0.38, 0.38, 0.40)
+    model.vis.headlight.diffuse = (0.30, 0.30, 0.30)
+    model.vis.headlight.specular = (0.05, 0.05, 0.05)
+    _paint_sky(model)
+    _lay_floor(model)
+    root = _root_body(model)
+    for light in range(model.nlight):
+        model.light_mode[light] = mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
+        model.light_bodyid[light] = root
+        model.light_poscom0[light] = LIGHT_OFFSET
+        model.light_dir0[light] = -np.array(LIGHT_OFFSET) / np.linalg.norm(LIGHT_OFFSET)
+        model.light_diffuse[light] = (0.62, 0.60, 0.56)
+        model.light_specular[light] = (0.15, 0.15, 0.15)
+        model.light_castshadow[light] = light == 0
+    return model
+
+
+def _root_body(model: mujoco.MjModel) -> int:
+    """The torso, or whatever the first body is called."""
+    torso = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "torso")
+    return torso if torso >= 0 else min(1, model.nbody - 1)
+
+
+def _texture(model: mujoco.MjModel, texture: int) -> NDArray[np.uint8]:
+    """A texture's pixels, (height, width, channels), as a view."""
+    height, width = int(model.tex_height[texture]), int(model.tex_width[texture])
+    channels, start = int(model.tex_nchannel[texture]), int(model.tex_adr[texture])
+    return model.tex_data[start : start + height * width * channels].reshape(height, width, channels)
+
+
+def _paint_sky(model: mujoco.MjModel) -> None:
+    """Overwrite a cube skybox (six square faces below each other: right, left, up, down, front, back)."""
+    for texture in range(model.ntex):
+        pixels = _texture(model, texture)
+        height, width = pixels.shape[:2]
+        if model.tex_type[texture] != mujoco.mjtTexture.mjTEXTURE_SKYBOX or height != 6 * width:
+            continue
+        steps = (np.arange(width) + 0.5) / width * 2.0 - 1.0
+        across, down = np.meshgrid(steps, steps)  # (width, width), -1 ... 1
+        side = -down / np.sqrt(1.0 + across**2 + down**2)  # sine of the elevation
+        above = 1.0 / np.sqrt(1.0 + across**2 + down**2)
+        for face, sine in enumerate((side, side, above, -above, side, side)):
+            blend = np.sqrt(np.clip(sine, 0.0, 1.0))[:, :, None]
+            colour = (1.0 - blend) * np.array(HORIZON) + blend * np.array(SKY_TOP)
+            pixels[face * width : (face + 1) * width, :, :3] = np.rint(255.0 * colour)
+
+
+def _lay_floor(model: mujoco.MjModel) -> None:
+    """Make every plane endless, and its checker a calm one of TILE_SIZE."""
+    for geom in np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE):
+        model.geom_size[geom, :2] = 0.0
+        material = model.geom_matid[geom]
+        if material < 0:
+            continue
+        model.geom_rgba[geom] = 1.0
+        model.mat_rgba[material] = 1.0
+        model.mat_reflectance[material] = 0.0  # a mirror image costs an eighth of a frame's time
+        model.mat_specular[material], model.mat_shininess[material] = 0.1, 0.3
+        model.mat_texuniform[material] = True
+        model.mat_texrepeat[material] = 0.5 / TILE_SIZE
+        texture = model.mat_texid[material, mujoco.mjtTextureRole.mjTEXROLE_RGB]
+        if texture < 0 or model.tex_type[texture] != mujoco.mjtTexture.mjTEXTURE_2D:
+            continue
+        pixels = _texture(model, texture)
+        rows, columns = np.indices(pixels.shape[:2]) * 2.0 / np.array(pixels.shape[:2])[:, None, None]  # in tiles
+        odd = (rows.astype(int) + columns.astype(int)) % 2
+        pixels[:, :, :3] = np.rint(255.0 * np.array(TILES))[odd]
+        pixels[:: pixels.shape[0] // 2, :, :3] = np.rint(255.0 * np.array(TILE_LINE))
+        pixels[:, :: pixels.shape[1] // 2, :3] = np.rint(255.0 * np.array(TILE_LINE))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Camera
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Camera:
+    """Looks at a body from the side and goes along with it, smoothly.
+
+    distance: m, from the body's centre of mass; by default what shows the whole body with room around it (4 m for the
+    humanoid). azimuth, elevation: degrees; at azimuth 90 a body that walks along +x goes to the right.
+    """
+
+    SMOOTHING = 0.25  # s: the time constant with which it follows
+    JUMP = 1.0  # m in one frame: a new episode, not a movement; it is there at once
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        *,
+        distance: float | None = None,
+        azimuth: float = 110.0,
+        elevation: float = -12.0,
+    ) -> None:
+        self.mjv = mujoco.MjvCamera()
+        self.mjv.type = mujoco.mjtCamera.mjCAMERA_FREE
+        self.mjv.distance = viewing_distance(model) if distance is None else distance
+        self.mjv.azimuth, self.mjv.elevation = azimuth, elevation
+        self._body = _root_body(model)
+        self._target: Array | None = None  # (3,) m
+
+    def follow(self, data: mujoco.MjData, seconds: float) -> mujoco.MjvCamera:
+        """The camera as it stands `seconds` after the last call, for a body whose kinematics `data` holds."""
+        target = data.subtree_com[self._body]
+        if self._target is None or np.linalg.norm(target - self._target) > self.JUMP:
+            lookat = target
+        else:
+            lookat = self.mjv.lookat + (target - self.mjv.lookat) * -np.expm1(-seconds / self.SMOOTHING)
+        self._target = target.copy()
+        self.mjv.lookat = lookat
+        return self.mjv
+
+
+def viewing_distance(model: mujoco.MjModel) -> float:
+    """How far, in m, a camera stands from the whole body: 2.4 times its largest side in the model's own posture."""
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    moving = np.flatnonzero(model.geom_bodyid > 0)
+    if not moving.size:
+        return float(model.stat.extent)
+    radius = model.geom_rbound[moving, None]
+    corners = np.stack([data.geom_xpos[moving] - radius, data.geom_xpos[moving] + radius])
+    return 2.4 * float(np.max(corners[1].max(axis=0) - corners[0].min(axis=0)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """Draws postures of one body; a context manager, for one thread.
+
+    model: its physics is not touched, a dressed copy is drawn. size: (width, height) in pixels. Raises RenderError if
+    the machine has no OpenGL (see `choose_backend`).
+    """
+
+    def __init__(self, model: mujoco.MjModel, size: tuple[int, int] = (480, 360), camera: Camera | None = None) -> None:
+        backend = choose_backend(os.environ.get("MUJOCO_GL", ""))
+        self._model = dress(model, size)
+        self._data = mujoco.MjData(self._model)
+        self._scene = mujoco.MjvScene(self._model, maxgeom=1000 + 2 * self._model.ngeom)
+        self._option = mujoco.MjvOption()
+        self._rect = mujoco.MjrRect(0, 0, *size)
+        self.camera = camera or Camera(self._model)
+        self._gl: Any = importlib.import_module(f"mujoco.{backend}").GLContext(*size)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+
+    def frame(self, qpos: Array, seconds: float = np.inf, caption: str = "") -> Frame:
+        """The body at `qpos` (nq,), `seconds` after the last frame (the camera follows by that much): (height, width, 3).
+
+        caption: a line of ASCII in the lower left corner. Raises ValueError if `qpos` has another shape.
+        """
+        if np.shape(qpos) != (self._model.nq,):
+            raise ValueError(f"a state is qpos of shape ({self._model.nq},), found shape {np.shape(qpos)}")
+        self._data.qpos[:] = qpos
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_comPos(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+        camera = self.camera.follow(self._data, seconds)
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, self._data, self._option, None, camera, everything, self._scene)
+        self._gl.make_current()
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        if caption:
+            place = mujoco.mjtGridPos.mjGRID_BOTTOMLEFT
+            mujoco.mjr_overlay(mujoco.mjtFont.mjFONT_NORMAL, place, self._rect, caption, "", self._context)
+        pixels = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, self._rect, self._context)
+        return np.ascontiguousarray(pixels[::-1])  # OpenGL's first row is the lowest
+
+    def close(self) -> None:
+        """Give the OpenGL context back; a second call does nothing."""
+        if self._gl is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def frames(
+    model: mujoco.MjModel,
+    states: Iterable[Array],
+    dt: float,
+    *,
+    size: tuple[int, int] = (480, 360),
+    fps: float = 30,
+    caption: Caption = None,
+) -> Iterator[Frame]:
+    """The frames, (height, width, 3) each, of a film at real-time speed of `states`: qpos (nq,) every `dt` seconds.
+
+    Each frame shows the state nearest to its time, so states may come slower or faster than frames. States are read as
+    they are needed. Raises RenderError without OpenGL, ValueError for a state of another shape.
+    """
+    words = caption if callable(caption) else lambda _: caption or ""
+    num_frames = 0
+    with Stage(model, size) as stage:
+        for number, qpos in enumerate(states):
+            while num_frames < (number + 0.5) * dt * fps:
+                yield stage.frame(qpos, 1.0 / fps, words(number))
+                num_frames += 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+# One palette a frame and no dither: one for the whole film saves an eighth, but FFmpeg would hold all frames to find it.
+_GIF_FILTER = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"
+ENCODERS: dict[str, dict[str, Any]] = {
+    ".mp4": {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 6, "output_params": ["-movflags", "+faststart"]},
+    ".gif": {"codec": "gif", "pix_fmt_out": "pal8", "quality": None, "output_params": ["-vf", _GIF_FILTER]},
+}
+
+
+def write_video(
+    path: Path,
+    model: mujoco.MjModel,
+    states: Iterable[Array],
+    dt: float,
+    *,
+    size: tuple[int, int] = (480, 360),
+    fps: float = 30,
+    caption: Caption = None,
+) -> None:
+    """Write a film of `states`, qpos (nq,) every `dt` seconds, at real-time speed: H.264 in .mp4, or .gif.
+
+    size: (width, height) in pixels, even numbers. caption: words in the lower left corner, or a function from a state's
+    number to such words. The file appears at `path` whole or not at all; a folder that is not there is made.
+
+    Raises UserError, before the first state is read, for another suffix, an odd size and a folder that cannot be written
+    to; RenderError without OpenGL; ValueError if there are no states.
+    """
+    path = Path(path)
+    options = ENCODERS.get(path.suffix.lower())
+    if options is None:
+        raise UserError(f"{path}: a video ends in .mp4 or .gif, found '{path.suffix}'")
+    if min(size) < 2 or size[0] % 2 or size[1] % 2:
+        raise UserError(f"{path}: a video's width and height are even numbers (H.264), found {size[0]}x{size[1]}")
+    if fps <= 0 or dt <= 0:
+        raise ValueError(f"fps and dt are above zero, found {fps} and {dt}")
+    with _whole_file(path) as unfinished:
+        num_frames = 0
+        encoder = write_frames(str(unfinished), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error", **options)
+        encoder.send(None)  # a generator: this starts FFmpeg
+        try:
+            for frame in frames(model, states, dt, size=size, fps=fps, caption=caption):
+                encoder.send(frame)
+                num_frames += 1
+        finally:
+            encoder.close()
+        if num_frames == 0:
+            raise ValueError(f"{path}: there are no states to show")
+        _check_written(unfinished, num_frames)
+
+
+def contact_sheet(
+    path: Path,
+    model: mujoco.MjModel,
+    states: Iterable[Array],
+    dt: float,
+    *,
+    columns: int = 8,
+    size: tuple[int, int] = (240, 240),
+) -> None:
+    """Write a PNG of `columns` frames side by side, evenly from the first of `states` to the last, with their times.
+
+    states: qpos (nq,) every `dt` seconds; all are held. size: (width, height) of one frame in pixels. Fewer states than
+    columns give as many frames as there are states. The file appears whole or not at all.
+
+    Raises UserError for another suffix than .png and a folder that cannot be written to; RenderError without OpenGL;
+    ValueError if there are no states.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: a contact sheet ends in .png, found '{path.suffix}'")
+    rows = list(states)
+    if not rows or columns < 1:
+        raise ValueError(f"{path}: {len(rows)} states in {columns} columns leave nothing to show")
+    picked = np.unique(np.linspace(0, len(rows) - 1, columns).round().astype(int))
+    with _whole_file(path) as unfinished, Stage(model, size) as stage:
+        sheet = [stage.frame(rows[number], caption=f"{number * dt:.2f} s") for number in picked]
+        imageio.imwrite(unfinished, np.concatenate(sheet, axis=1))
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A file next to `path` to write to; it takes `path`'s name if the block ends well, and is removed if not.
+
+    Raises UserError if the folder cannot be made or written to, or if `path` is a folder.
+    """
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("is a folder")
+        unfinished.touch()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _check_written(path: Path, num_frames: int) -> None:
+    """Raise OSError unless the film at `path` reads back whole: imageio-ffmpeg does not look at how FFmpeg ended (a full disk)."""
+    found, _ = count_frames_and_secs(path)
+    if found != num_frames:
+        raise OSError(f"{path}: FFmpeg wrote {found} of {num_frames} frames; is the disk full?")

@@ -1,0 +1,348 @@
+"""workspace/<name>/: settings, lineage, metrics, snapshots, and how a run starts, goes on and ends."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Generic, NoReturn, TypeVar
+
+import yaml
+
+from flexrl import config, snapshots
+from flexrl.config import Settings, UserError
+
+S = TypeVar("S", bound=Settings)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PACKAGES = ("mujoco", "gymnasium", "numpy", "stable-baselines3", "sb3-contrib", "torch")
+EXIT_USER_ERROR = 2
+EXIT_OUT_OF_RESOURCES = 75
+
+
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C arrived; the run saves and leaves."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Failed(Exception):
+    """The run itself cannot go on (not the user's mistake); what there is has been saved."""
+
+
+def verb(main: Callable[[], None]) -> NoReturn:
+    """Runs a script's `main`; a user's mistake becomes one line on stderr and exit code 2, without a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(str(error), file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except Failed as error:
+        print(str(error), file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `play.py | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError instead of printing the usage."""
+        raise UserError(f"{Path(sys.argv[0]).name}: {message} (see --help)")
+
+
+def check_name(name: str) -> str:
+    """The run's name, if it can be a folder's; UserError otherwise."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: expected letters, digits, '.', '_' or '-' (no '/' or '..'), such as --name walk_1")
+    return name
+
+
+def begin(model: type[S], doc: str | None) -> tuple[S, Run[S]]:
+    """Reads the command line of a verb that makes a run, checks everything, and returns its settings and the run.
+
+    Nothing is written before the run is entered. `--check` prints the resolved settings and exits with 0.
+    """
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", help="the run's folder in the workspace")
+    parser.add_argument("--config", type=Path, help="YAML file of settings; without it, the defaults")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, such as num_steps=2e6")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of that name, exactly where it was saved")
+    parser.add_argument("--check", action="store_true", help="print the resolved settings and exit")
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live (default: workspace)")
+    arguments = parser.parse_args()
+    if arguments.name is None and not arguments.check:
+        raise UserError("--name: every run needs one, such as --name walk_1")
+    name = check_name(arguments.name or "check")
+    folder: Path = arguments.workspace / name
+    if arguments.resume and (folder / "config.yaml").is_file():
+        settings = config.load(model, folder / "config.yaml", arguments.set)
+        if arguments.config is not None:
+            _check_same(settings, config.load(model, arguments.config, arguments.set), folder, arguments.config)
+    elif arguments.resume and arguments.config is None:
+        raise UserError(f"--resume: there is no run {folder}; leave --resume away to start it")
+    else:
+        settings = config.load(model, arguments.config, arguments.set)
+    if arguments.check:
+        print(config.to_yaml(settings), end="")
+        sys.exit(0)
+    if not arguments.resume and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: there is a run of this name; add --resume to go on with it, or take another --name")
+    return settings, Run(folder, settings)
+
+
+def _check_same(saved: Settings, given: Settings, folder: Path, path: Path) -> None:
+    """UserError if the file given with --resume says something else than the run's own settings."""
+    old, new = saved.model_dump(mode="json"), given.model_dump(mode="json")
+    for key in old:
+        if old[key] != new[key]:
+            hint = f"leave --config away, or change it with --set {key}=..."
+            raise UserError(f"{path}: {key} is not what {folder / 'config.yaml'} says; a resumed run keeps its settings: {hint}")
+
+
+class Run(Generic[S]):
+    """One run's folder. Entered, it holds the name's lock, writes lineage, and saves on SIGTERM and Ctrl-C."""
+
+    def __init__(self, folder: Path, settings: S, parents: Mapping[str, str] | None = None) -> None:
+        self.folder, self.settings, self.name = folder, settings, folder.name
+        self.latest, self.best = folder / "latest", folder / "best"
+        self.parents = dict(parents or {})
+        self.seed: int = getattr(settings, "seed", 0)
+        self.stop_signal: int | None = None
+        self.num_steps = 0
+        self._state: Callable[[], dict[str, bytes]] | None = None
+        self._state_is_saved = True
+        self._warned: set[str] = set()
+        self._writer: Any = None
+
+    def __enter__(self) -> Run[S]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.folder}: another process is running it; wait for it, or take another --name") from None
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace") from None
+        self._epoch = self._saved_at = time.time()  # s: when the clock of `time/seconds` began, and of the last save
+        resuming = snapshots.exists(self.latest)
+        if resuming:
+            snapshots.check(self.latest)
+        try:
+            (self.folder / "config.yaml").write_text(config.to_yaml(self.settings), encoding="utf-8")
+            self.lineage = self._begin_lineage(resuming)
+            self._write_lineage()
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace") from None
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.stop_signal = signum
+        raise Stopped(signum)
+
+    def check_stop(self) -> None:
+        """Raises Stopped if a signal came while its exception could not travel (inside a destructor, say)."""
+        if self.stop_signal is not None:
+            raise Stopped(self.stop_signal)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)  # what follows must not be cut; it takes a second or two
+        saved = self.save(force=True)
+        how = "finished" if error is None else f"stopped: {error}" if isinstance(error, Stopped) else f"failed: {error!r}"
+        self.lineage["attempts"][-1] |= {"end": _now(), "how": how, "to_step": self.num_steps}
+        self._survive("lineage.json", self._write_lineage)
+        self._survive("metrics.jsonl", self._metrics.close)
+        if self._writer is not None:
+            self._survive("TensorBoard events", self._writer.close)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._lock.close()
+        if isinstance(error, Stopped):
+            again = f"python {Path(sys.argv[0]).name} --name {self.name} --resume"
+            print(f"\nstopped by {error} at step {self.num_steps:,}; go on with: {again}", file=sys.stderr)
+            sys.exit(128 + error.signum)
+        if error is None and not saved:
+            sys.exit(EXIT_OUT_OF_RESOURCES)
+        return False
+
+    def remember(self, num_steps: int, files: Callable[[], dict[str, bytes]]) -> None:
+        """Keep this moment as what `save` writes to latest/; `files` is called only then, and must hold copies."""
+        self.num_steps, self._state, self._state_is_saved = num_steps, files, False
+
+    def save(self, force: bool = False, every: float = 0.0) -> bool:
+        """Write the remembered moment to latest/ if `every` seconds have passed since the last time (or `force`).
+
+        A full or read-only disk costs a warning, not the run: the snapshot that is there stays. True if all is on disk.
+        """
+        if self._state is None or self._state_is_saved:
+            return True
+        if not force and time.time() - self._saved_at < every:
+            return False
+        self._saved_at = time.time()
+        state = self._state
+        self._state_is_saved = self._survive("latest/", lambda: snapshots.write(self.latest, state()))
+        return self._state_is_saved
+
+    def write_snapshot(self, folder: Path, files: Mapping[str, bytes]) -> bool:
+        """Another snapshot of this run, with the run's lineage in it; False (and a warning) if the disk refuses it."""
+        lineage = json.dumps(self.lineage, indent=1).encode()
+        return self._survive(folder.name + "/", lambda: snapshots.write(folder, {**files, "lineage.json": lineage}))
+
+    def _survive(self, what: str, write: Callable[[], object]) -> bool:
+        try:
+            write()
+        except OSError as error:
+            if what not in self._warned:
+                print(f"{self.folder / what}: not written: {error.strerror or error}; the run goes on without", file=sys.stderr)
+            self._warned.add(what)
+            return False
+        self._warned.discard(what)
+        return True
+
+    def log(self, num_steps: int, metrics: Mapping[str, float]) -> None:
+        """One line in metrics.jsonl and one point of each metric in TensorBoard."""
+        if self._writer is None:
+            self._writer = _make_writer(self.folder, num_steps)
+        seconds = round(time.time() - self._epoch, 3)
+        line = json.dumps({"step": num_steps, "time/seconds": seconds, **metrics})
+        self._survive("metrics.jsonl", lambda: (self._metrics.write(line + "\n"), self._metrics.flush()))
+        self._survive("TensorBoard events", lambda: [self._writer.add_scalar(k, v, num_steps) for k, v in metrics.items()])
+
+    def resumed_from(self, num_steps: int) -> None:
+        """Forget the metrics that an earlier attempt logged after the state that was loaded."""
+        self.num_steps = num_steps
+        self._metrics.close()
+        path = self.folder / "metrics.jsonl"
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= num_steps]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self._metrics = path.open("a", encoding="utf-8")
+        self.lineage["attempts"][-1]["from_step"] = num_steps
+        if lines:
+            self._epoch -= json.loads(lines[-1])["time/seconds"]
+
+    def _begin_lineage(self, resuming: bool) -> dict[str, Any]:
+        attempt = {"start": _now(), "from_step": 0, "command": " ".join(sys.argv), "how": "running", **_here()}
+        path = self.folder / "lineage.json"
+        if resuming and path.is_file():
+            lineage = json.loads(path.read_bytes())
+            lineage["attempts"].append(attempt)
+            return dict(lineage)
+        settings_hash = hashlib.sha256(config.to_yaml(self.settings).encode()).hexdigest()
+        return {
+            "name": self.name,
+            "settings_sha256": settings_hash,
+            "seed": self.seed,
+            "parents": self.parents,  # path: content hash
+            "attempts": [attempt],
+        }
+
+    def _write_lineage(self) -> None:
+        path = self.folder / "lineage.json"
+        temporary = path.with_name(".lineage.json.new")
+        temporary.write_text(json.dumps(self.lineage, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _make_writer(folder: Path, num_steps: int) -> Any:
+    # TensorBoard warns on stderr that TensorFlow is not installed; nobody here asks for it
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=num_steps)
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; infinite for a line that a kill has cut."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without one that a kill has cut."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; is {folder} a run?")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _here() -> dict[str, Any]:
+    """Code, packages and hardware that an attempt runs on."""
+    return {
+        **code_version(Path(__file__).parent.parent),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count(), **_gpus()},
+    }
+
+
+def code_version(root: Path) -> dict[str, str | None]:
+    """The git commit of the code and a hash of what is not committed; null outside a checkout."""
+    commit = _git(root, "rev-parse", "HEAD")
+    diff = _git(root, "diff", "HEAD") if commit else None
+    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
+    return {"git_commit": commit.strip() if commit else None, "git_diff_sha256": digest}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor()
+
+
+def _gpus() -> dict[str, list[str]]:
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"gpus": names} if names else {}
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file of our own making."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def list_runs(workspace: Path) -> Sequence[Path]:
+    """The folders in the workspace that hold a run."""
+    if not workspace.is_dir():
+        raise UserError(f"{workspace}: no such folder; train something first, or name another with --workspace")
+    return sorted(path.parent for path in workspace.glob("*/config.yaml"))

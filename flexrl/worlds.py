@@ -1,0 +1,105 @@
+"""make_world(settings): the one file that knows all kinds of world."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from pydantic import Field, field_validator
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+from flexrl.config import Settings, choice
+from flexrl.motor_world import MotorSettings, MotorWorld
+from flexrl.observations import Mirror, action_mirror
+
+
+class GymnasiumSettings(Settings):
+    """Any registered Gymnasium environment, stepped by SB3's ordinary vector envs."""
+
+    kind: Literal["gymnasium"] = "gymnasium"
+    # a registered id, such as Ant-v5
+    id: str = "Ant-v5"
+    # copies stepped together
+    num_envs: int = Field(8, ge=1, le=4096)
+    # one process an env (faster for heavy physics) instead of all in this one
+    subprocesses: bool = True
+
+    @field_validator("id")
+    @classmethod
+    def _registered(cls, name: str) -> str:
+        if name not in gymnasium.registry:
+            close = difflib.get_close_matches(name, list(gymnasium.registry), n=1)
+            raise ValueError(f"Gymnasium knows no environment {name!r}" + (f"; did you mean '{close[0]}'?" if close else ""))
+        return name
+
+
+# A world's settings; `world: {num_envs: 64}` means a motor world.
+WorldSettings = choice("kind", {"motor": MotorSettings, "gymnasium": GymnasiumSettings}, default="motor")
+
+
+def make_world(settings: MotorSettings | GymnasiumSettings, seed: int = 0) -> VecEnv:
+    """The world as SB3's `VecEnv`; simulation i is seeded with seed + i."""
+    if isinstance(settings, MotorSettings):
+        return MotorWorld(settings, seed)
+    kind = SubprocVecEnv if settings.subprocesses and settings.num_envs > 1 else DummyVecEnv
+    return make_vec_env(settings.id, settings.num_envs, seed=seed, vec_env_cls=kind)
+
+
+def evaluation_settings(
+    settings: MotorSettings | GymnasiumSettings, num_envs: int, physics: str | None = None
+) -> MotorSettings | GymnasiumSettings:
+    """The same world for an evaluation: `num_envs` of it, in `physics` if it is given and the world has a choice."""
+    changes: dict[str, Any] = {"num_envs": num_envs}
+    if isinstance(settings, MotorSettings) and physics is not None:
+        changes["physics"] = physics
+    return settings.model_copy(update=changes)
+
+
+def mirrors_of(world: VecEnv) -> tuple[Mirror, Mirror] | None:
+    """The left-right mirrors of the world's observations and actions, if its body has a left and a right."""
+    inner = world.unwrapped
+    if not isinstance(inner, MotorWorld) or not inner.batch.has_mirror:
+        return None
+    return inner.batch.observation.mirror(), action_mirror(inner.batch.physics)
+
+
+def normalise(world: VecEnv, observations: bool, rewards: bool, gamma: float) -> VecEnv:
+    """The world with running normalisation of observations and of rewards by the return's scale, if either is asked for."""
+    if not (observations or rewards):
+        return world
+    return VecNormalize(world, norm_obs=observations, norm_reward=rewards, gamma=gamma)
+
+
+def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
+    """A Box or Discrete space as plain values; other spaces raise ValueError."""
+    if isinstance(space, spaces.Box):
+        low, high = (np.asarray(bound, float) for bound in (space.low, space.high))
+        bounds = {"low": _numbers(low), "high": _numbers(high)}
+        return {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "discrete", "n": int(space.n), "start": int(space.start)}
+    raise ValueError(f"a {type(space).__name__} space cannot be put into a snapshot; only Box and Discrete can")
+
+
+def read_space(description: dict[str, Any]) -> spaces.Space[Any]:
+    """The space that `describe_space` wrote."""
+    if description["kind"] == "discrete":
+        return spaces.Discrete(description["n"], start=description["start"])
+    shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
+    low, high = (_array(description[bound], shape) for bound in ("low", "high"))
+    return spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype.type)
+
+
+def _numbers(array: np.ndarray) -> list[str] | str:
+    texts = [repr(float(number)) for number in array.flat]  # JSON has no infinity
+    return texts[0] if len(set(texts)) == 1 else texts
+
+
+def _array(texts: list[str] | str, shape: tuple[int, ...]) -> np.ndarray:
+    if isinstance(texts, str):
+        return np.full(shape, float(texts))
+    return np.array([float(text) for text in texts]).reshape(shape)

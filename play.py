@@ -1,0 +1,171 @@
+"""Watch, measure, record or export any policy.
+
+    python play.py --model workspace/humanoid/best
+    python play.py --model workspace/humanoid/best --video walk.mp4
+    python play.py --model random --config examples/humanoid_walk_forward.yaml --episodes 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flexrl import config, runs
+from flexrl.config import UserError
+from flexrl.evaluation import Episode, run_episodes, summarise
+from flexrl.motor_world import MotorSettings, MotorWorld
+from flexrl.policies import PlayedSettings, Policy, RandomPolicy, Snapshot, ZeroPolicy, export_sb3, load_policy, open_snapshot
+from flexrl.worlds import evaluation_settings, make_world
+
+MAX_EPISODES = 10_000
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a snapshot's folder, such as workspace/humanoid/best; or random, or zero")
+    parser.add_argument("--config", type=Path, help="the world for random and zero (default: the humanoid's walk)")
+    parser.add_argument("--episodes", type=int, default=10, help="how many, side by side (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="the first episode's seed (default: 0)")
+    parser.add_argument("--physics", choices=("v5", "fast"), default="v5", help="the humanoid's dynamics (default: v5)")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    parser.add_argument("--video", type=Path, help="record the first episode to this .mp4 or .gif")
+    parser.add_argument("--viewer", choices=("web", "window"), help="watch the first episode live")
+    parser.add_argument("--port", type=int, default=0, help="the web viewer's port (default: the first free one)")
+    parser.add_argument("--public", action="store_true", help="let other machines see the web viewer (it has no password)")
+    parser.add_argument("--export-sb3", type=Path, metavar="ZIP", help="write the policy as a Stable-Baselines3 zip, and end")
+    arguments = parser.parse_args()
+    if not 1 <= arguments.episodes <= MAX_EPISODES:
+        raise UserError(f"--episodes {arguments.episodes}: expected a number from 1 to {MAX_EPISODES:,}")
+    if not 0 <= arguments.seed <= 2**31:
+        raise UserError(f"--seed {arguments.seed}: expected a number from 0 to 2147483648")
+    return arguments
+
+
+def main() -> None:
+    arguments = read_arguments()
+    snapshot = None if arguments.model in ("random", "zero") else open_snapshot(Path(arguments.model))
+    if arguments.export_sb3 is not None:
+        export(snapshot, arguments.export_sb3)
+        return
+    settings = snapshot.settings if snapshot else config.load(PlayedSettings, arguments.config)
+    if snapshot and arguments.config:
+        raise UserError("--config: a snapshot brings its own world; leave --config away")
+    world = make_world(evaluation_settings(settings.world, arguments.episodes, arguments.physics), arguments.seed)
+    with contextlib.closing(world):
+        policy = make_policy(snapshot, arguments, world)
+        if arguments.viewer:
+            watch(policy, world, arguments)
+            return
+        trail = Trail(world) if arguments.video else None
+        episodes = run_episodes(policy, world, arguments.seed, trail)
+        if arguments.json:
+            print(json.dumps({"episodes": [episode.to_json() for episode in episodes], "summary": summarise(episodes)}))
+        else:
+            print_table(episodes)
+        if trail is not None:
+            record(trail, world, episodes[0], arguments.video)
+
+
+def make_policy(snapshot: Snapshot | None, arguments: argparse.Namespace, world: Any) -> Policy:
+    """The snapshot's policy, or random or zero actions."""
+    if snapshot is not None:
+        return load_policy(snapshot, deterministic=not arguments.stochastic)
+    if arguments.model == "random":
+        return RandomPolicy(world.action_space, arguments.seed)
+    return ZeroPolicy(world.action_space)
+
+
+def export(snapshot: Snapshot | None, path: Path) -> None:
+    """Writes the SB3 zip and says what was written."""
+    if snapshot is None:
+        raise UserError("--export-sb3: only a snapshot can be exported; name one with --model")
+    for file in export_sb3(snapshot, path):
+        print(f"wrote {file}")
+
+
+class Trail:
+    """The postures of the first simulation, step by step."""
+
+    def __init__(self, world: Any) -> None:
+        if not isinstance(world, MotorWorld):
+            raise UserError("--video: only the bodies of motor worlds can be recorded")
+        self._physics = world.batch.physics
+        self.qpos: list[Any] = []
+
+    def __call__(self) -> None:
+        """To be called once a control step."""
+        self.qpos.append(self._physics.qpos[0].copy())
+
+
+def record(trail: Trail, world: MotorWorld, episode: Episode, path: Path) -> None:
+    """The first episode as a video."""
+    from flexrl import render
+
+    states = trail.qpos[: episode.length]
+    try:
+        render.write_video(path, world.batch.physics.model, states, world.batch.physics.dt)
+    except render.RenderError as error:
+        raise UserError(f"--video {path}: {error}") from None
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def watch(policy: Policy, world: Any, arguments: argparse.Namespace) -> None:
+    """Episodes of the first simulation, live, until the viewer is closed."""
+    from flexrl import viewer
+
+    if not isinstance(world, MotorWorld):
+        raise UserError("--viewer: only the bodies of motor worlds can be watched")
+    physics = world.batch.physics
+    if arguments.viewer == "window":
+        viewer.window(physics.model, play_forever(policy, world), physics.dt)
+        return
+    viewer.web(
+        physics.model,
+        play_forever(policy, world),
+        physics.dt,
+        port=arguments.port,
+        public=arguments.public,
+        ready=lambda url: print(f"watch it at {url} (Ctrl-C ends)", file=sys.stderr),
+    )
+
+
+def play_forever(policy: Policy, world: MotorWorld) -> Any:
+    """Postures (nq,) of the first simulation, one a control step, without end."""
+    obs = world.reset()
+    while True:
+        yield world.batch.physics.qpos[0].copy()
+        obs, _, done, _ = world.step(policy.act(obs))
+        policy.reset(done)
+
+
+def print_table(episodes: list[Episode]) -> None:
+    """One line an episode, then means with 95 % bootstrap intervals; reward terms are a step's."""
+    summary = summarise(episodes)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("seed", "return", "length", "m/s", "end", *episodes[0].rewards):
+        table.add_column(name, justify="right", overflow="fold")
+    for episode in episodes:
+        speed = "" if episode.mean_speed is None else f"{episode.mean_speed:.2f}"
+        end = "fell" if episode.terminated else "time"
+        terms = [f"{value / episode.length:.2f}" for value in episode.rewards.values()]
+        table.add_row(str(episode.seed), f"{episode.episode_return:,.0f}", str(episode.length), speed, end, *terms)
+    Console().print(table)
+    for name, digits in (("return", 0), ("length", 0), ("mean_speed", 2)):
+        if name in summary:
+            low, high = summary[name]["interval"]
+            unit = " m/s" if name == "mean_speed" else ""
+            print(f"mean {name} {summary[name]['mean']:,.{digits}f}{unit}  (95 % interval {low:,.{digits}f} to {high:,.{digits}f})")
+    whole = len(episodes) - summary["num_terminated"]
+    print(f"{whole} of {len(episodes)} episodes lasted to the end")
+
+
+if __name__ == "__main__":
+    runs.verb(main)

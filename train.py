@@ -1,0 +1,183 @@
+"""Learn a motor skill online: PPO, recurrent PPO, A2C, SAC, TQC or CrossQ.
+
+    python train.py --name humanoid_walk_forward --config examples/humanoid_walk_forward.yaml
+
+Everything it makes lies in workspace/<name>/: latest/ to go on with (--resume), best/ to watch (play.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from pydantic import Field, model_validator
+
+from flexrl import runs, snapshots
+from flexrl.config import Settings
+from flexrl.evaluation import bootstrap_interval, run_episodes, summarise
+from flexrl.learners import SETTINGS, Learner, LearnerSettings, check_fit, make_learner
+from flexrl.motor_world import MotorSettings, resolve_task
+from flexrl.policies import policy_of, snapshot_files
+from flexrl.progress import Progress
+from flexrl.worlds import WorldSettings, evaluation_settings, make_world, normalise
+
+
+class EvaluationSettings(Settings):
+    """Episodes on seeds of their own, whose deterministic mean return decides best/."""
+
+    # env steps between evaluations; null: only at the end
+    every: int | None = Field(500_000, ge=1)
+    # episodes side by side in one world, once deterministic and once stochastic
+    episodes: int = Field(10, ge=1, le=4096)
+    # the first episode's seed; far from the training's
+    seed: int = Field(1_000_000, ge=0, le=2**31)
+    # v5: Gymnasium's own dynamics, whatever the training uses; same: the training's
+    physics: Literal["v5", "same"] = "v5"
+
+
+class TrainSettings(Settings):
+    """What a training is; the defaults train a humanoid to walk."""
+
+    # env steps in all, over all simulations
+    num_steps: int = Field(4_000_000, ge=1, le=10**12)
+    seed: int = Field(0, ge=0, le=2**31)
+    world: WorldSettings = MotorSettings()
+    learner: LearnerSettings = SETTINGS["ppo"]()
+    # running mean and variance of observations, and scale of returns
+    normalize_observations: bool = True
+    normalize_rewards: bool = True
+    evaluation: EvaluationSettings = EvaluationSettings()
+    # seconds between saves of latest/
+    save_every: float = Field(30.0, ge=0)
+    # env steps between snapshots that are kept in snapshots/<steps>/; null: none
+    snapshot_every: int | None = Field(None, ge=1)
+    # auto: a GPU if there is one
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    # torch's threads in updates; null: as many as there are CPU cores
+    torch_threads: int | None = Field(None, ge=1, le=1024)
+    # a video of best/ at the end
+    video: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        if isinstance(self.world, MotorSettings):
+            resolve_task(self.world)
+        check_fit(self.learner, self.world)
+        return self
+
+
+def main() -> None:
+    settings, run = runs.begin(TrainSettings, __doc__)
+    torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
+    with run, contextlib.closing(make_training_world(settings)) as world:
+        learner = make_learner(
+            settings.learner,
+            world,
+            num_steps=settings.num_steps,
+            seed=settings.seed,
+            device=settings.device,
+            replay_folder=run.folder / "replay",
+        )
+        best = resume(run, learner)
+        with Progress(settings.num_steps, learner.num_steps) as progress:
+            while learner.num_steps < settings.num_steps:
+                before = learner.num_steps
+                metrics = learner.improve() | {"time/memory_gb": psutil.Process().memory_info().rss / 2**30}
+                if is_due(settings.evaluation.every, before, learner.num_steps, settings.num_steps):
+                    progress.say("evaluating")
+                    scores = evaluate(settings, learner)
+                    metrics |= scores
+                    if scores["eval/return"] > best:
+                        best = scores["eval/return"]
+                        run.write_snapshot(run.best, snapshot_files(learner, settings, scores))
+                run.log(learner.num_steps, metrics)
+                if settings.snapshot_every and is_due(settings.snapshot_every, before, learner.num_steps, settings.num_steps):
+                    files = snapshot_files(learner, settings, metrics)
+                    run.write_snapshot(run.folder / "snapshots" / str(learner.num_steps), files)
+                remember(run, learner, settings, best)
+                if run.save(force=learner.must_save(), every=settings.save_every):
+                    learner.saved()
+                progress.update(learner.num_steps, metrics, best)
+                run.check_stop()
+                check_divergence(metrics)
+    if settings.video:
+        make_video(run)
+    print(f"watch it: python play.py --model {run.best}")
+
+
+def make_training_world(settings: TrainSettings) -> Any:
+    """The world of the settings behind its normaliser; evaluations, plain and stochastic, have worlds of their own."""
+    world = make_world(settings.world, seed=settings.seed)
+    return normalise(world, settings.normalize_observations, settings.normalize_rewards, settings.learner.gamma)
+
+
+def is_due(every: int | None, before: int, now: int, end: int) -> bool:
+    """Whether a multiple of `every` was passed between `before` and `now` steps, or the end reached."""
+    return now >= end or (every is not None and now // every > before // every)
+
+
+def evaluate(settings: TrainSettings, learner: Learner) -> dict[str, float]:
+    """Deterministic and stochastic episodes on the evaluation's seeds, as metrics eval/... and eval/stochastic/..."""
+    evaluation = settings.evaluation
+    physics = None if evaluation.physics == "same" else evaluation.physics
+    world = make_world(evaluation_settings(settings.world, evaluation.episodes, physics), seed=evaluation.seed)
+    metrics: dict[str, float] = {}
+    with contextlib.closing(world):
+        for prefix, deterministic in (("eval", True), ("eval/stochastic", False)):
+            summary = summarise(run_episodes(policy_of(learner, deterministic), world, evaluation.seed))
+            metrics[f"{prefix}/terminated"] = summary["num_terminated"] / summary["num_episodes"]
+            for name in ("return", "length", "mean_speed"):
+                if name in summary:
+                    metrics[f"{prefix}/{name}"] = summary[name]["mean"]
+    return metrics
+
+
+def remember(run: runs.Run[TrainSettings], learner: Learner, settings: TrainSettings, best: float) -> None:
+    """This moment, copied, as what run.save writes: a snapshot that plays, and the training's whole state."""
+    state = learner.get_state() | {"best": best}
+    state["modules"].pop("policy")  # its weights are policy.safetensors
+    plays = snapshot_files(learner, settings, {})
+
+    def files() -> dict[str, bytes]:
+        document, arrays = snapshots.pack_tree(state)
+        return plays | {"training.json": document, "training.safetensors": arrays}
+
+    run.remember(learner.num_steps, files)
+
+
+def resume(run: runs.Run[TrainSettings], learner: Learner) -> float:
+    """Puts the learner where latest/ is, if there is one; returns the best evaluation's return so far."""
+    if not snapshots.exists(run.latest):
+        return -np.inf
+    arrays = snapshots.read_arrays(run.latest / "training.safetensors")
+    state = snapshots.unpack_tree((run.latest / "training.json").read_bytes(), arrays)
+    state["modules"]["policy"] = snapshots.read_arrays(run.latest / "policy.safetensors")
+    learner.set_state(state)
+    learner.saved()
+    run.resumed_from(learner.num_steps)
+    exactly = "exactly" if learner.is_exact() else "with new episodes, as this world's state cannot be saved"
+    print(f"going on {exactly} at step {learner.num_steps:,}", file=sys.stderr)
+    return float(state["best"])
+
+
+def check_divergence(metrics: dict[str, float]) -> None:
+    """Failed, if the engine lost more than 1 % of the episodes that ran during this rollout."""
+    if metrics.get("world/diverged_share", 0.0) > 0.01:
+        raise runs.Failed(
+            f"the physics diverged in {metrics['world/diverged']:.0f} simulations "
+            f"({metrics['world/diverged_share']:.1%} of the episodes of a rollout; at most 1 % may); "
+            "the run is saved; look for too strong motors, or train in physics: v5"
+        )
+
+
+def make_video(run: runs.Run[TrainSettings]) -> None:
+    """videos/best.mp4 of the best snapshot; a machine that cannot render says so and goes on."""
+    print("video: to come")
+
+
+if __name__ == "__main__":
+    runs.verb(main)
