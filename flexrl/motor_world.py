@@ -18,6 +18,7 @@ from flexrl.physics import BODIES, Array, Mode, Physics
 from flexrl.tasks import State, Task, contact_cost, find_task
 
 Bools = NDArray[np.bool_]
+TaskName = Literal["walk_forward", "run_forward", "v5"]
 
 
 class TaskOverrides(Settings):
@@ -36,9 +37,9 @@ class MotorSettings(Settings):
 
     kind: Literal["motor"] = "motor"
     body: Literal["humanoid", "half_cheetah"] = "humanoid"
-    task: Literal["walk_forward", "v5"] = "walk_forward"
+    task: TaskName = "walk_forward"
     # changes to tasks: {walk_forward: {rewards: {upright: 1.0}}}
-    tasks: dict[Literal["walk_forward", "v5"], TaskOverrides] = {}
+    tasks: dict[TaskName, TaskOverrides] = {}
     # v5: Gymnasium's dynamics exactly; fast: implicitfast, 3 x 5 ms (the cheetah's are the same in both)
     physics: Mode = "fast"
     # proprio: joints, height, gravity, velocities, previous action, gait clock; v5: Gymnasium's observation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,7 +90,9 @@ def load_model(body: Body, mode: Mode = "v5") -> mujoco.MjModel:
         if body.free:
             spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         spec.option.timestep = body.fast_timestep
-    return spec.compile()
+    with warnings.catch_warnings():  # the cheetah's XML is Gymnasium's; its deprecated attribute is not ours to mend
+        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'", UserWarning)
+        return spec.compile()
 
 
 class Physics:

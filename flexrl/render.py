@@ -1,13 +1,16 @@
-"""Off-screen frames, videos and contact sheets of a body: `write_video(path, model, states, dt)`, with or without a GPU."""
+"""Off-screen frames, videos and contact sheets of a body, with or without a GPU or a display."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import importlib
+import itertools
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any, Self
 import imageio.v3 as imageio
 import mujoco
 import numpy as np
-from imageio_ffmpeg import count_frames_and_secs, write_frames
+from imageio_ffmpeg import count_frames_and_secs, write_frames  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from flexrl.config import UserError
@@ -34,49 +37,34 @@ class RenderError(Exception):
     """No OpenGL on this machine: one line that says what was tried, what each answered, and what to install."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Which OpenGL
-# ---------------------------------------------------------------------------------------------------------------------
-
 # MuJoCo reads MUJOCO_GL once, when it is imported, and takes GLFW if it is unset, which needs a display. It is imported
-# long before anybody asks for a frame, so the context class is taken here from mujoco.<backend> instead. A driver that
-# does not work may end its process without an exception: hence a child that draws one red ball.
+# long before anybody asks for a frame, so the context class is taken from mujoco.<backend> instead. A driver that does
+# not work may end its process without an exception: hence a child that draws one red ball.
 _PROBE = """
-import importlib, sys
-import mujoco, numpy
-gl = importlib.import_module("mujoco." + sys.argv[1]).GLContext(16, 16)
-gl.make_current()
+import sys; sys.path.insert(0, sys.argv[1])
+import mujoco; from flexrl.render import Stage
 ball = '<mujoco><worldbody><geom type="sphere" size="1" rgba="1 0 0 1"/></worldbody></mujoco>'
-model = mujoco.MjModel.from_xml_string(ball)
-data, scene, camera = mujoco.MjData(model), mujoco.MjvScene(model, 10), mujoco.MjvCamera()
-mujoco.mj_forward(model, data)
-mujoco.mjv_defaultFreeCamera(model, camera)
-context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
-mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
-pixels, rect = numpy.zeros((16, 16, 3), numpy.uint8), mujoco.MjrRect(0, 0, 16, 16)
-mujoco.mjr_render(rect, scene, context)
-mujoco.mjr_readPixels(pixels, None, rect, context)
-if pixels[8, 8, 0] < 50:
-    raise RuntimeError("it drew nothing")
-context.free()
-gl.free()
-print("drawn")
+with Stage(mujoco.MjModel.from_xml_string(ball), (16, 16), backend=sys.argv[2]) as stage:
+    middle = stage.frame(())[8, 8]
+if not middle[0] > 50 > middle[1]: raise RuntimeError(f"it drew {middle} for red")
 """
 
 
-def _probe(backend: str) -> str:
+def probe(backend: str) -> str:
     """Why `backend` does not draw on this machine, in one line; empty if it does."""
-    command = [sys.executable, "-P", "-c", _PROBE, backend]
-    environ = {**os.environ, "MUJOCO_GL": backend, "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-P", "-W", "ignore", "-c", _PROBE, str(Path(__file__).parents[1]), backend]
+    environ = {**os.environ, "MUJOCO_GL": backend}
     try:
         child = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return f"no frame within {PROBE_SECONDS} s"
-    if child.returncode == 0 and child.stdout.strip().endswith("drawn"):
+    if child.returncode == 0:
         return ""
-    lines = child.stderr.strip().splitlines() or [f"its process ended with {child.returncode}"]
-    return lines[-1][:120]
+    # Python's last word on an exception is a line that starts with its class; a crash leaves none.
+    words = [line for line in child.stderr.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return (
+        textwrap.shorten(words[-1], 120, placeholder=" ...") if words else f"its process ended with {child.returncode}"
+    )
 
 
 @functools.cache
@@ -103,16 +91,13 @@ def choose_backend(wanted: str = "") -> str:
         candidates = [*window, "egl", "osmesa"]
     answers = []
     for backend in candidates:
-        answer = _probe(backend)
+        answer = probe(backend)
         if not answer:
             return backend
         answers.append(f"{backend} ({answer})")
-    raise RenderError(f"no OpenGL to draw with: tried {', '.join(answers)}; {PACKAGES}")
+    cure = f"unset MUJOCO_GL, or {PACKAGES}" if wanted else PACKAGES
+    raise RenderError(f"no OpenGL to draw with: tried {', '.join(answers)}; {cure}")
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What it looks like
-# ---------------------------------------------------------------------------------------------------------------------
 
 SKY_TOP = (0.36, 0.52, 0.72)
 HORIZON = (0.86, 0.90, 0.94)
@@ -123,9 +108,10 @@ LIGHT_OFFSET = (-1.5, -2.0, 4.5)  # m from the body's centre of mass
 
 
 def dress(model: mujoco.MjModel, size: tuple[int, int] = (480, 360)) -> mujoco.MjModel:
-    """A copy of `model` to be looked at: sky, endless tiled floor, light that follows, buffers for `size` (w, h) pixels.
+    """A copy of `model` to be looked at: a sky, an endless tiled floor, light that follows.
 
-    Nothing that the physics reads is changed but the size of planes, which collisions ignore.
+    size: (width, height) of the largest frame in pixels. Nothing that the physics reads is changed but the size of
+    planes, which collisions ignore.
     """
     model = copy.copy(model)
     model.vis.global_.offwidth, model.vis.global_.offheight = size
@@ -155,15 +141,16 @@ def dress(model: mujoco.MjModel, size: tuple[int, int] = (480, 360)) -> mujoco.M
 
 def _root_body(model: mujoco.MjModel) -> int:
     """The torso, or whatever the first body is called."""
-    torso = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "torso")
-    return torso if torso >= 0 else min(1, model.nbody - 1)
+    torso = int(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "torso"))
+    return torso if torso >= 0 else min(1, int(model.nbody) - 1)
 
 
 def _texture(model: mujoco.MjModel, texture: int) -> NDArray[np.uint8]:
     """A texture's pixels, (height, width, channels), as a view."""
     height, width = int(model.tex_height[texture]), int(model.tex_width[texture])
     channels, start = int(model.tex_nchannel[texture]), int(model.tex_adr[texture])
-    return model.tex_data[start : start + height * width * channels].reshape(height, width, channels)
+    data: NDArray[np.uint8] = model.tex_data
+    return data[start : start + height * width * channels].reshape(height, width, channels)
 
 
 def _paint_sky(model: mujoco.MjModel) -> None:
@@ -195,7 +182,7 @@ def _lay_floor(model: mujoco.MjModel) -> None:
         model.mat_reflectance[material] = 0.0  # a mirror image costs an eighth of a frame's time
         model.mat_specular[material], model.mat_shininess[material] = 0.1, 0.3
         model.mat_texuniform[material] = True
-        model.mat_texrepeat[material] = 0.5 / TILE_SIZE
+        model.mat_texrepeat[material] = 1.0 / TILE_SIZE
         texture = model.mat_texid[material, mujoco.mjtTextureRole.mjTEXROLE_RGB]
         if texture < 0 or model.tex_type[texture] != mujoco.mjtTexture.mjTEXTURE_2D:
             continue
@@ -207,11 +194,6 @@ def _lay_floor(model: mujoco.MjModel) -> None:
         pixels[:, :: pixels.shape[1] // 2, :3] = np.rint(255.0 * np.array(TILE_LINE))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Camera
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class Camera:
     """Looks at a body from the side and goes along with it, smoothly.
 
@@ -219,7 +201,7 @@ class Camera:
     humanoid). azimuth, elevation: degrees; at azimuth 90 a body that walks along +x goes to the right.
     """
 
-    SMOOTHING = 0.25  # s: the time constant with which it follows
+    SMOOTHING = 0.4  # s: the time constant with which it follows
     JUMP = 1.0  # m in one frame: a new episode, not a movement; it is there at once
 
     def __init__(
@@ -234,18 +216,20 @@ class Camera:
         self.mjv.type = mujoco.mjtCamera.mjCAMERA_FREE
         self.mjv.distance = viewing_distance(model) if distance is None else distance
         self.mjv.azimuth, self.mjv.elevation = azimuth, elevation
-        self._body = _root_body(model)
-        self._target: Array | None = None  # (3,) m
+        self.body = _root_body(model)
+        self._once = self._twice = self._target = np.full(3, np.inf)  # m: smoothed once, twice, not at all
 
     def follow(self, data: mujoco.MjData, seconds: float) -> mujoco.MjvCamera:
         """The camera as it stands `seconds` after the last call, for a body whose kinematics `data` holds."""
-        target = data.subtree_com[self._body]
-        if self._target is None or np.linalg.norm(target - self._target) > self.JUMP:
-            lookat = target
-        else:
-            lookat = self.mjv.lookat + (target - self.mjv.lookat) * -np.expm1(-seconds / self.SMOOTHING)
-        self._target = target.copy()
-        self.mjv.lookat = lookat
+        target = data.subtree_com[self.body].copy()
+        if not np.linalg.norm(target - self._target) <= self.JUMP:
+            self._once = self._twice = target
+        blend = -np.expm1(-seconds / self.SMOOTHING)
+        self._once = self._once + blend * (target - self._once)
+        self._twice = self._twice + blend * (self._once - self._twice)
+        self._target = target
+        # Brown's double smoothing does not lag behind steady motion: a cheetah at 10 m/s stays in the picture.
+        self.mjv.lookat = 2.0 * self._once - self._twice
         return self.mjv
 
 
@@ -261,20 +245,21 @@ def viewing_distance(model: mujoco.MjModel) -> float:
     return 2.4 * float(np.max(corners[1].max(axis=0) - corners[0].min(axis=0)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Frames
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class Stage:
     """Draws postures of one body; a context manager, for one thread.
 
-    model: its physics is not touched, a dressed copy is drawn. size: (width, height) in pixels. Raises RenderError if
-    the machine has no OpenGL (see `choose_backend`).
+    model: its physics is not touched, a dressed copy is drawn. size: (width, height) in pixels. backend: see
+    `choose_backend`, which is asked if it is None and raises RenderError if nothing draws here.
     """
 
-    def __init__(self, model: mujoco.MjModel, size: tuple[int, int] = (480, 360), camera: Camera | None = None) -> None:
-        backend = choose_backend(os.environ.get("MUJOCO_GL", ""))
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        size: tuple[int, int] = (480, 360),
+        camera: Camera | None = None,
+        backend: str | None = None,
+    ) -> None:
+        backend = backend or choose_backend(os.environ.get("MUJOCO_GL", ""))
         self._model = dress(model, size)
         self._data = mujoco.MjData(self._model)
         self._scene = mujoco.MjvScene(self._model, maxgeom=1000 + 2 * self._model.ngeom)
@@ -287,9 +272,10 @@ class Stage:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
 
     def frame(self, qpos: Array, seconds: float = np.inf, caption: str = "") -> Frame:
-        """The body at `qpos` (nq,), `seconds` after the last frame (the camera follows by that much): (height, width, 3).
+        """The body at `qpos` (nq,), `seconds` after the last frame: the camera follows by that much.
 
-        caption: a line of ASCII in the lower left corner. Raises ValueError if `qpos` has another shape.
+        caption: words in the lower left corner; a sign outside ASCII becomes '?', MuJoCo's font has no more. Raises
+        ValueError if `qpos` has another shape.
         """
         if np.shape(qpos) != (self._model.nq,):
             raise ValueError(f"a state is qpos of shape ({self._model.nq},), found shape {np.shape(qpos)}")
@@ -298,13 +284,16 @@ class Stage:
         mujoco.mj_comPos(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
         camera = self.camera.follow(self._data, seconds)
+        # An endless plane is laid around the camera of the scene before: without this it is missing after a jump.
+        mujoco.mjv_updateCamera(self._model, self._data, camera, self._scene)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, self._data, self._option, None, camera, everything, self._scene)
         self._gl.make_current()
         mujoco.mjr_render(self._rect, self._scene, self._context)
         if caption:
             place = mujoco.mjtGridPos.mjGRID_BOTTOMLEFT
-            mujoco.mjr_overlay(mujoco.mjtFont.mjFONT_NORMAL, place, self._rect, caption, "", self._context)
+            text = caption.encode("ascii", "replace").decode()  # the font's other signs are blots
+            mujoco.mjr_overlay(mujoco.mjtFont.mjFONT_NORMAL, place, self._rect, text, "", self._context)
         pixels = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._rect, self._context)
         return np.ascontiguousarray(pixels[::-1])  # OpenGL's first row is the lowest
@@ -349,16 +338,24 @@ def frames(
                 num_frames += 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
-
-# One palette a frame and no dither: one for the whole film saves an eighth, but FFmpeg would hold all frames to find it.
+# One palette a frame: one for the whole film saves an eighth of its size, but FFmpeg holds all frames to find it.
 _GIF_FILTER = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"
 ENCODERS: dict[str, dict[str, Any]] = {
     ".mp4": {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 6, "output_params": ["-movflags", "+faststart"]},
     ".gif": {"codec": "gif", "pix_fmt_out": "pal8", "quality": None, "output_params": ["-vf", _GIF_FILTER]},
 }
+
+
+def check_video(path: Path, size: tuple[int, int] = (480, 360)) -> None:
+    """Raise UserError for another suffix than .mp4 and .gif, an odd size, and a folder that cannot be written to.
+
+    For a verb's door: `write_video` would say the same, after the simulation.
+    """
+    if path.suffix.lower() not in ENCODERS:
+        raise UserError(f"{path}: a video ends in .mp4 or .gif, found '{path.suffix}'")
+    if min(size) < 2 or size[0] % 2 or size[1] % 2:
+        raise UserError(f"{path}: a video's width and height are even numbers, found {size[0]}x{size[1]}")
+    _begin_file(path).unlink()
 
 
 def write_video(
@@ -376,30 +373,31 @@ def write_video(
     size: (width, height) in pixels, even numbers. caption: words in the lower left corner, or a function from a state's
     number to such words. The file appears at `path` whole or not at all; a folder that is not there is made.
 
-    Raises UserError, before the first state is read, for another suffix, an odd size and a folder that cannot be written
-    to; RenderError without OpenGL; ValueError if there are no states.
+    Raises UserError as `check_video` does, before the first state is read; RenderError without OpenGL; ValueError if
+    there are no states.
     """
     path = Path(path)
-    options = ENCODERS.get(path.suffix.lower())
-    if options is None:
-        raise UserError(f"{path}: a video ends in .mp4 or .gif, found '{path.suffix}'")
-    if min(size) < 2 or size[0] % 2 or size[1] % 2:
-        raise UserError(f"{path}: a video's width and height are even numbers (H.264), found {size[0]}x{size[1]}")
+    check_video(path, size)
     if fps <= 0 or dt <= 0:
         raise ValueError(f"fps and dt are above zero, found {fps} and {dt}")
     with _whole_file(path) as unfinished:
-        num_frames = 0
-        encoder = write_frames(str(unfinished), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error", **options)
+        film = frames(model, states, dt, size=size, fps=fps, caption=caption)
+        first = next(film, None)
+        if first is None:
+            raise ValueError(f"{path}: there are no states to show")
+        options = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "error", **ENCODERS[path.suffix.lower()]}
+        encoder = write_frames(str(unfinished), size, **options)
         encoder.send(None)  # a generator: this starts FFmpeg
+        num_frames = 0
         try:
-            for frame in frames(model, states, dt, size=size, fps=fps, caption=caption):
+            for frame in itertools.chain([first], film):
                 encoder.send(frame)
                 num_frames += 1
         finally:
             encoder.close()
-        if num_frames == 0:
-            raise ValueError(f"{path}: there are no states to show")
-        _check_written(unfinished, num_frames)
+        found, _ = count_frames_and_secs(unfinished)  # imageio-ffmpeg does not look at how FFmpeg ended
+        if found != num_frames:
+            raise OSError(f"{path}: FFmpeg wrote {found} of {num_frames} frames; is the disk full?")
 
 
 def contact_sheet(
@@ -422,7 +420,7 @@ def contact_sheet(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: a contact sheet ends in .png, found '{path.suffix}'")
-    rows = list(states)
+    rows = [np.array(qpos) for qpos in states]  # copies: a state may be a live view of a simulation
     if not rows or columns < 1:
         raise ValueError(f"{path}: {len(rows)} states in {columns} columns leave nothing to show")
     picked = np.unique(np.linspace(0, len(rows) - 1, columns).round().astype(int))
@@ -433,10 +431,17 @@ def contact_sheet(
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    """A file next to `path` to write to; it takes `path`'s name if the block ends well, and is removed if not.
+    """A file next to `path` to write to; it takes `path`'s name if the block ends well, and is removed if not."""
+    unfinished = _begin_file(path)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
-    Raises UserError if the folder cannot be made or written to, or if `path` is a folder.
-    """
+
+def _begin_file(path: Path) -> Path:
+    """An empty hidden file next to `path`; UserError if the folder cannot be made or written to, or `path` is one."""
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -445,15 +450,4 @@ def _whole_file(path: Path) -> Iterator[Path]:
         unfinished.touch()
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _check_written(path: Path, num_frames: int) -> None:
-    """Raise OSError unless the film at `path` reads back whole: imageio-ffmpeg does not look at how FFmpeg ended (a full disk)."""
-    found, _ = count_frames_and_secs(path)
-    if found != num_frames:
-        raise OSError(f"{path}: FFmpeg wrote {found} of {num_frames} frames; is the disk full?")
+    return unfinished

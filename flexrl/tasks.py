@@ -252,6 +252,25 @@ TASKS = [
         reset=Noise(0.01),
         fallen=unhealthy,
     ),
+    Task(
+        name="run_forward",
+        body="humanoid",
+        words=("run forward", "run straight ahead as fast as you can"),
+        rewards={
+            speed_in_x: 2.0,
+            straight: 0.5,
+            facing: 0.5,
+            upright: 0.5,
+            alive: 3.0,
+            gait: 1.0,
+            action_rate: -0.02,
+            squared_control: -0.1,
+            wobble: -0.02,
+            posture: -0.05,
+        },
+        reset=Noise(0.01),
+        fallen=unhealthy,
+    ),
 ]
 
 

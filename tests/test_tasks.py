@@ -1,0 +1,89 @@
+"""What reward terms mean, in metres and seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flexrl import tasks
+from flexrl.motor_world import MotorSettings, TaskOverrides, resolve_task
+from flexrl.physics import BODIES, Physics
+
+
+def state_at(qpos: dict[int, float] | None = None, **changes: object) -> tasks.State:
+    physics = Physics(BODIES["humanoid"], "fast", 1, 1, False)
+    start = physics.default_qpos.copy()
+    for index, value in (qpos or {}).items():
+        start[index] = value
+    physics.reset(np.arange(1), start[None], np.zeros((1, physics.model.nv)))
+    values: dict[str, object] = {
+        "physics": physics,
+        "action": np.zeros((1, 17)),
+        "previous_action": np.zeros((1, 17)),
+        "ground_velocity": np.zeros((1, 2)),
+        "time": np.zeros(1),
+        "target_speed": 1.3,
+    }
+    return tasks.State(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_forward_speed_peaks_at_the_asked_speed() -> None:
+    at_speed = state_at(ground_velocity=np.array([[1.3, 0.0]]))
+    half_off = state_at(ground_velocity=np.array([[0.8, 0.0]]))  # 0.5 m/s too slow: e^-1
+    assert tasks.forward_speed(at_speed)[0] == pytest.approx(1.0)
+    assert tasks.forward_speed(half_off)[0] == pytest.approx(np.exp(-1))
+
+
+def test_upright_and_facing_know_which_way_the_torso_points() -> None:
+    half = np.pi / 4  # half of 90 degrees
+    turned_left = state_at({3: np.cos(half), 6: np.sin(half)})  # about z
+    lying = state_at({3: np.cos(half), 5: np.sin(half)})  # about y
+    assert tasks.upright(state_at())[0] == pytest.approx(1.0)
+    assert tasks.facing(state_at())[0] == pytest.approx(1.0)
+    assert tasks.facing(turned_left)[0] == pytest.approx(0.0, abs=1e-9)
+    np.testing.assert_allclose(turned_left.heading, [[0.0, 1.0]], atol=1e-9)  # left of x is y
+    assert tasks.upright(lying)[0] == pytest.approx(np.exp(-10))  # sin^2(90 degrees) / 0.1
+
+
+def test_velocity_is_seen_from_the_body() -> None:
+    half = np.pi / 4
+    state = state_at({3: np.cos(half), 6: np.sin(half)})
+    state.physics.qvel[0, 0:3] = (0.0, 2.0, 0.0)  # 2 m/s along the world's y, where the turned body looks
+    np.testing.assert_allclose(state.velocity, [[2.0, 0.0, 0.0]], atol=1e-9)
+
+
+def test_gait_asks_for_the_right_foot_first() -> None:
+    quarter = 0.25 / tasks.GAIT_FREQUENCY  # s: sin = 1, the right foot at mid-swing
+    state = state_at(time=np.array([quarter]))
+    lifted = state_at({7 + 6: -0.9, 7 + 5: -0.6}, time=np.array([quarter]))  # right knee bent, right hip forward
+    assert lifted.foot_clearance[0, 0] - lifted.foot_clearance[0, 1] > 0.05
+    del state
+
+
+def test_healthy_is_between_one_and_two_metres() -> None:
+    heights = {0.99: True, 1.01: False, 1.99: False, 2.01: True}
+    for height, fallen in heights.items():
+        assert tasks.unhealthy(state_at({2: height}))[0] == fallen
+
+
+def test_every_task_runs_and_its_terms_add_up() -> None:
+    from flexrl.motor_world import MotorBatch
+
+    for task in tasks.TASKS:
+        batch = MotorBatch(MotorSettings(body=task.body, task=task.name, num_envs=2))
+        obs = batch.reset(np.arange(2))
+        assert obs.shape == (2, *batch.observation_space.shape)
+        result = batch.step(np.zeros((2, *batch.action_space.shape), np.float32))
+        assert set(result.terms) == {term.__name__ for term in task.rewards}
+        np.testing.assert_allclose(sum(result.terms.values()), result.reward)
+        for term in task.rewards:
+            assert term.__doc__
+
+
+def test_yaml_changes_weights_by_name() -> None:
+    settings = MotorSettings(tasks={"walk_forward": TaskOverrides(rewards={"upright": 2.0}, target_speed=0.7)})
+    task = resolve_task(settings)
+    assert task.rewards[tasks.upright] == 2.0
+    assert task.target_speed == 0.7
+    with pytest.raises(ValueError, match="no reward term 'uprigth'"):
+        resolve_task(MotorSettings(tasks={"walk_forward": TaskOverrides(rewards={"uprigth": 2.0})}))
