@@ -17,14 +17,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flexrl import config, runs
+from flexrl import config, render, runs, viewer
 from flexrl.config import UserError
-from flexrl.evaluation import Episode, run_episodes, summarise
-from flexrl.motor_world import MotorSettings, MotorWorld
+from flexrl.evaluation import Episode, Trail, run_episodes, summarise
+from flexrl.motor_world import MotorWorld
 from flexrl.policies import PlayedSettings, Policy, RandomPolicy, Snapshot, ZeroPolicy, export_sb3, load_policy, open_snapshot
 from flexrl.worlds import evaluation_settings, make_world
 
 MAX_EPISODES = 10_000
+MAX_COLUMNS = 8  # episodes side by side that fit 80 characters
 
 
 def read_arguments() -> argparse.Namespace:
@@ -64,14 +65,17 @@ def main() -> None:
         if arguments.viewer:
             watch(policy, world, arguments)
             return
-        trail = Trail(world) if arguments.video else None
+        trail = None
+        if arguments.video:
+            render.check_video(arguments.video)
+            trail = Trail(world)
         episodes = run_episodes(policy, world, arguments.seed, trail)
         if arguments.json:
             print(json.dumps({"episodes": [episode.to_json() for episode in episodes], "summary": summarise(episodes)}))
         else:
             print_table(episodes)
         if trail is not None:
-            record(trail, world, episodes[0], arguments.video)
+            record(trail, episodes[0], arguments.video)
 
 
 def make_policy(snapshot: Snapshot | None, arguments: argparse.Namespace, world: Any) -> Policy:
@@ -91,27 +95,10 @@ def export(snapshot: Snapshot | None, path: Path) -> None:
         print(f"wrote {file}")
 
 
-class Trail:
-    """The postures of the first simulation, step by step."""
-
-    def __init__(self, world: Any) -> None:
-        if not isinstance(world, MotorWorld):
-            raise UserError("--video: only the bodies of motor worlds can be recorded")
-        self._physics = world.batch.physics
-        self.qpos: list[Any] = []
-
-    def __call__(self) -> None:
-        """To be called once a control step."""
-        self.qpos.append(self._physics.qpos[0].copy())
-
-
-def record(trail: Trail, world: MotorWorld, episode: Episode, path: Path) -> None:
+def record(trail: Trail, episode: Episode, path: Path) -> None:
     """The first episode as a video."""
-    from flexrl import render
-
-    states = trail.qpos[: episode.length]
     try:
-        render.write_video(path, world.batch.physics.model, states, world.batch.physics.dt)
+        trail.write(path, episode.length)
     except render.RenderError as error:
         raise UserError(f"--video {path}: {error}") from None
     print(f"wrote {path}", file=sys.stderr)
@@ -119,11 +106,7 @@ def record(trail: Trail, world: MotorWorld, episode: Episode, path: Path) -> Non
 
 def watch(policy: Policy, world: Any, arguments: argparse.Namespace) -> None:
     """Episodes of the first simulation, live, until the viewer is closed."""
-    from flexrl import viewer
-
-    if not isinstance(world, MotorWorld):
-        raise UserError("--viewer: only the bodies of motor worlds can be watched")
-    physics = world.batch.physics
+    physics = Trail(world).physics
     if arguments.viewer == "window":
         viewer.window(physics.model, play_forever(policy, world), physics.dt)
         return
@@ -147,22 +130,35 @@ def play_forever(policy: Policy, world: MotorWorld) -> Any:
 
 
 def print_table(episodes: list[Episode]) -> None:
-    """One line an episode, then means with 95 % bootstrap intervals; reward terms are a step's."""
+    """A column an episode (a row, if there are many), then means with 95 % bootstrap intervals; reward terms a step."""
     summary = summarise(episodes)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("seed", "return", "length", "m/s", "end", *episodes[0].rewards):
-        table.add_column(name, justify="right", overflow="fold")
-    for episode in episodes:
-        speed = "" if episode.mean_speed is None else f"{episode.mean_speed:.2f}"
-        end = "fell" if episode.terminated else "time"
-        terms = [f"{value / episode.length:.2f}" for value in episode.rewards.values()]
-        table.add_row(str(episode.seed), f"{episode.episode_return:,.0f}", str(episode.length), speed, end, *terms)
+    rows: dict[str, list[str]] = {
+        "seed": [str(e.seed) for e in episodes],
+        "return": [f"{e.episode_return:,.0f}" for e in episodes],
+        "length": [str(e.length) for e in episodes],
+        "ended by": ["fall" if e.terminated else "time" for e in episodes],
+    }
+    if "mean_speed" in summary:
+        rows["speed (m/s)"] = [f"{e.mean_speed:.2f}" for e in episodes]
+    if len(episodes) <= MAX_COLUMNS:
+        for name in episodes[0].rewards:
+            rows[f"{name} / step"] = [f"{e.rewards[name] / e.length:.2f}" for e in episodes]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    lines = rows.items() if len(episodes) <= MAX_COLUMNS else zip(*([name, *cells] for name, cells in rows.items()), strict=True)
+    for line in lines:
+        table.add_row(*([line[0], *line[1]] if isinstance(line[1], list) else line))
+    for column in table.columns[1 if len(episodes) <= MAX_COLUMNS else 0 :]:
+        column.justify = "right"
     Console().print(table)
     for name, digits in (("return", 0), ("length", 0), ("mean_speed", 2)):
         if name in summary:
             low, high = summary[name]["interval"]
             unit = " m/s" if name == "mean_speed" else ""
             print(f"mean {name} {summary[name]['mean']:,.{digits}f}{unit}  (95 % interval {low:,.{digits}f} to {high:,.{digits}f})")
+    if len(episodes) > MAX_COLUMNS:
+        steps = sum(e.length for e in episodes)
+        terms = (f"{name} {sum(e.rewards[name] for e in episodes) / steps:.2f}" for name in episodes[0].rewards)
+        print(f"reward a step: {', '.join(terms)}")
     whole = len(episodes) - summary["num_terminated"]
     print(f"{whole} of {len(episodes)} episodes lasted to the end")
 

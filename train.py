@@ -16,14 +16,17 @@ import psutil
 import torch
 from pydantic import Field, model_validator
 
-from flexrl import runs, snapshots
-from flexrl.config import Settings
-from flexrl.evaluation import bootstrap_interval, run_episodes, summarise
+from flexrl import render, runs, snapshots
+from flexrl.config import Settings, UserError
+from flexrl.evaluation import Trail, run_episodes, summarise
 from flexrl.learners import SETTINGS, Learner, LearnerSettings, check_fit, make_learner
-from flexrl.motor_world import MotorSettings, resolve_task
-from flexrl.policies import policy_of, snapshot_files
+from flexrl.motor_world import MotorSettings, TaskName, resolve_task
+from flexrl.policies import load_policy, open_snapshot, policy_of, snapshot_files
 from flexrl.progress import Progress
 from flexrl.worlds import WorldSettings, evaluation_settings, make_world, normalise
+
+
+VIDEO_STEPS = 400  # control steps: 6 s of the humanoid
 
 
 class EvaluationSettings(Settings):
@@ -35,6 +38,8 @@ class EvaluationSettings(Settings):
     episodes: int = Field(10, ge=1, le=4096)
     # the first episode's seed; far from the training's
     seed: int = Field(1_000_000, ge=0, le=2**31)
+    # the task whose reward is summed, such as v5; null: the training's
+    task: TaskName | None = None
     # v5: Gymnasium's own dynamics, whatever the training uses; same: the training's
     physics: Literal["v5", "same"] = "v5"
 
@@ -66,6 +71,9 @@ class TrainSettings(Settings):
     def _fits(self) -> TrainSettings:
         if isinstance(self.world, MotorSettings):
             resolve_task(self.world)
+            resolve_task(self.world.model_copy(update={"task": self.evaluation.task or self.world.task}))
+        elif self.evaluation.task is not None:
+            raise ValueError("evaluation.task: only motor worlds have tasks; leave it away")
         check_fit(self.learner, self.world)
         return self
 
@@ -104,8 +112,8 @@ def main() -> None:
                 progress.update(learner.num_steps, metrics, best)
                 run.check_stop()
                 check_divergence(metrics)
-    if settings.video:
-        make_video(run)
+    if settings.video and isinstance(settings.world, MotorSettings):
+        make_video(settings, run)
     print(f"watch it: python play.py --model {run.best}")
 
 
@@ -124,7 +132,8 @@ def evaluate(settings: TrainSettings, learner: Learner) -> dict[str, float]:
     """Deterministic and stochastic episodes on the evaluation's seeds, as metrics eval/... and eval/stochastic/..."""
     evaluation = settings.evaluation
     physics = None if evaluation.physics == "same" else evaluation.physics
-    world = make_world(evaluation_settings(settings.world, evaluation.episodes, physics), seed=evaluation.seed)
+    world_settings = evaluation_settings(settings.world, evaluation.episodes, physics, evaluation.task)
+    world = make_world(world_settings, seed=evaluation.seed)
     metrics: dict[str, float] = {}
     with contextlib.closing(world):
         for prefix, deterministic in (("eval", True), ("eval/stochastic", False)):
@@ -174,9 +183,18 @@ def check_divergence(metrics: dict[str, float]) -> None:
         )
 
 
-def make_video(run: runs.Run[TrainSettings]) -> None:
-    """videos/best.mp4 of the best snapshot; a machine that cannot render says so and goes on."""
-    print("video: to come")
+def make_video(settings: TrainSettings, run: runs.Run[TrainSettings]) -> None:
+    """videos/best.mp4: the first seconds of the best snapshot; a machine that cannot draw says so, and the run is whole."""
+    world = make_world(evaluation_settings(settings.world, 1, "v5"), seed=settings.evaluation.seed)
+    with contextlib.closing(world):
+        trail = Trail(world)
+        policy = load_policy(open_snapshot(run.best))
+        episode = run_episodes(policy, world, settings.evaluation.seed, trail)[0]
+        path = run.folder / "videos" / "best.mp4"
+        try:
+            trail.write(path, min(episode.length, VIDEO_STEPS))
+        except (render.RenderError, UserError) as error:
+            print(f"no video: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

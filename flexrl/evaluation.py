@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from flexrl import render
+from flexrl.config import UserError
 from flexrl.learners import forked_randomness
+from flexrl.motor_world import MotorWorld
+from flexrl.physics import Array
 from flexrl.policies import Policy
 
 NUM_RESAMPLES = 2000
@@ -58,6 +63,24 @@ def run_episodes(policy: Policy, world: VecEnv, seed: int, each_step: Callable[[
             if each_step is not None:
                 each_step()
     return [episodes[i] for i in range(world.num_envs)]
+
+
+class Trail:
+    """The postures of a motor world's first simulation, step by step; to be given to `run_episodes` as `each_step`."""
+
+    def __init__(self, world: VecEnv) -> None:
+        if not isinstance(world, MotorWorld):
+            raise UserError("only the bodies of motor worlds can be recorded; leave --video and --viewer away")
+        self.physics = world.batch.physics
+        self.qpos: list[Array] = []
+
+    def __call__(self) -> None:
+        """Keeps the posture, (nq,)."""
+        self.qpos.append(self.physics.qpos[0].copy())
+
+    def write(self, path: Path, num_steps: int) -> None:
+        """The first `num_steps` control steps as a video; RenderError if this machine cannot draw."""
+        render.write_video(path, self.physics.model, self.qpos[:num_steps], self.physics.dt)
 
 
 def _episode(seed: int, info: dict[str, Any], speed: float | None) -> Episode:

@@ -74,12 +74,12 @@ _GIVEN_TO_POLICY = {
 }
 
 # Where our batched worlds want another default than SB3's, which is made for a handful of envs.
-_ON_POLICY = {"learning_rate": Schedule(start=9e-4, end=1e-4), "n_steps": 64, "gamma": 0.99, "gae_lambda": 0.95}
+_ON_POLICY = {"learning_rate": Schedule(start=5e-4, end=1e-4), "n_steps": 64, "gamma": 0.99, "gae_lambda": 0.95}
 # gradient_steps -1: as many updates as env steps were collected (one vector step of N envs is followed by N updates), so
 # that the ratio of updates to data is that of a single env, whatever N is. 0.25 * N, say, trades data for speed.
 _OFF_POLICY = {"gradient_steps": -1, "train_freq": 1, "learning_starts": 10_000}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": _ON_POLICY | {"batch_size": 2048, "n_epochs": 4},
+    "ppo": _ON_POLICY | {"batch_size": 512, "n_epochs": 4},
     "recurrent_ppo": _ON_POLICY | {"batch_size": 2048, "n_epochs": 4},
     "a2c": {"n_steps": 16},
     "sac": _OFF_POLICY,
@@ -87,8 +87,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "crossq": _OFF_POLICY,
 }
 POLICY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {"net_arch": [128, 128], "activation_fn": "elu", "log_std_init": -1.0},
-    "recurrent_ppo": {"net_arch": [128], "activation_fn": "elu", "log_std_init": -1.0, "lstm_hidden_size": 128},
+    "ppo": {"net_arch": [128, 128], "activation_fn": "elu", "log_std_init": -0.5},
+    "recurrent_ppo": {"net_arch": [128], "activation_fn": "elu", "log_std_init": -0.5, "lstm_hidden_size": 128},
 }
 
 # What each argument must satisfy, where SB3 itself would fail late or train nonsense.

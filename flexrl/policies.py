@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import ConfigDict
 
 from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
-from flexrl.learners import Learner, LearnerSettings, make_learner
+from flexrl.learners import SETTINGS, Learner, LearnerSettings, make_learner
 from flexrl.motor_world import MotorSettings
 from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise
 
@@ -102,8 +103,8 @@ class PlayedSettings(Settings):
 
     model_config = ConfigDict(extra="ignore")
 
-    world: WorldSettings
-    learner: LearnerSettings
+    world: WorldSettings = MotorSettings()
+    learner: LearnerSettings = SETTINGS["ppo"]()
     normalize_observations: bool = True
 
 
@@ -151,7 +152,9 @@ def restore_learner(snapshot: Snapshot, num_envs: int = 1) -> Learner:
     learner_settings = settings.learner
     if hasattr(learner_settings, "buffer_size"):  # it is not going to learn
         learner_settings = learner_settings.model_copy(update={"buffer_size": 1, "save_replay_buffer": False})
-    learner = make_learner(learner_settings, world, num_steps=1, seed=0, device="cpu")
+    with warnings.catch_warnings():  # its mini-batches need not fit the few envs that it is played in
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
+        learner = make_learner(learner_settings, world, num_steps=1, seed=0, device="cpu")
     weights = snapshots.read_arrays(snapshot.folder / "policy.safetensors")
     learner.model.policy.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     learner.model.policy.set_training_mode(False)

@@ -147,23 +147,29 @@ def _run_web_viewer(endpoint: Any, model: mujoco.MjModel, port: int, public: boo
             del host
 
         def _start_server(self) -> None:
-            _refuse_public(self._http_sock)
+            try:
+                _refuse_public(self._http_sock)
+            except RuntimeError:
+                self._http_sock.close()
+                self._tcp_sock.close()
+                del self._headless_ui
+                raise
             super()._start_server()
 
     camera = mujoco.MjvCamera()
     _place_camera(camera, model)
-    viewer_class = web_viewer.WebViewer if public else LoopbackWebViewer
-    viewer = viewer_class(
-        viewer_protocol.ViewerConfig(title="flex-rl", gfx="web", http_port=port), endpoint, camera=camera
-    )
-    if not public:
-        try:
+    config = viewer_protocol.ViewerConfig(title="flex-rl", gfx="web", http_port=port)
+    viewer = (web_viewer.WebViewer if public else LoopbackWebViewer)(config, endpoint, camera=camera)
+    try:
+        if not public:
             _refuse_public(viewer._http_sock)  # again: a MuJoCo without _start_server has not asked
-        except BaseException:
-            viewer.close()
-            raise
-    started.append(viewer._http_sock.getsockname()[1])
-    viewer_protocol.run_viewer_loop(viewer)
+        started.append(viewer._http_sock.getsockname()[1])
+        viewer_protocol.run_viewer_loop(viewer)
+    finally:
+        viewer.close()
+        # The viewer is part of a reference cycle. Were this left to the garbage collector, it would take ImGui's
+        # context, one a process, from the next viewer: a crash.
+        del viewer._headless_ui
 
 
 def _refuse_public(listener: socket.socket) -> None:

@@ -50,13 +50,13 @@ def make_world(settings: MotorSettings | GymnasiumSettings, seed: int = 0) -> Ve
 
 
 def evaluation_settings(
-    settings: MotorSettings | GymnasiumSettings, num_envs: int, physics: str | None = None
+    settings: MotorSettings | GymnasiumSettings, num_envs: int, physics: str | None = None, task: str | None = None
 ) -> MotorSettings | GymnasiumSettings:
-    """The same world for an evaluation: `num_envs` of it, in `physics` if it is given and the world has a choice."""
-    changes: dict[str, Any] = {"num_envs": num_envs}
-    if isinstance(settings, MotorSettings) and physics is not None:
-        changes["physics"] = physics
-    return settings.model_copy(update=changes)
+    """The same world for an evaluation: `num_envs` of it, in `physics` and at `task` where given and there is a choice."""
+    if isinstance(settings, GymnasiumSettings):
+        return settings.model_copy(update={"num_envs": num_envs, "subprocesses": False})
+    given = {"physics": physics, "task": task}
+    return settings.model_copy(update={"num_envs": num_envs} | {key: value for key, value in given.items() if value})
 
 
 def mirrors_of(world: VecEnv) -> tuple[Mirror, Mirror] | None:
