@@ -1,8 +1,10 @@
 """Tables, plots and lineage of what is in workspace/.
 
-python report.py runs
-python report.py curves walk_s0 walk_s1 walk_s2 --out curves.png
-python report.py lineage workspace/walk_s0/best
+    python report.py runs
+    python report.py curves walk_s0 walk_s1 walk_s2 --out curves.png
+    python report.py lineage workspace/walk_s0/best
+
+Runs whose settings differ in the seed only are one curve, with a 95 % interval.
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ from rich.tree import Tree
 
 from flexrl import plots, runs
 from flexrl.config import UserError
-from flexrl.plots import Ancestor, Attempt, RunSummary, short
+from flexrl.plots import Ancestor, RunSummary, duration, short
 
 COLOURS = {
-    **{"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "killed": "red", "broken": "red"},
-    **{"intact": "green", "changed": "yellow", "damaged": "red", "missing": "red"},
+    "running": "cyan",
+    "finished": "green",
+    "stopped": "yellow",
+    "failed": "red",
+    "killed": "red",
+    "broken": "red",
 }
+COLOURS |= {"intact": "green", "changed": "yellow", "damaged": "red", "missing": "red"}
 WIDE = 110  # columns of a terminal from which on a run's world and learner have columns of their own
-
-MANY = 4  # attempts from which on only the first and the last are told
 
 
 def main() -> None:
@@ -53,25 +58,17 @@ def read_arguments() -> argparse.Namespace:
     table = verbs.add_parser("runs", parents=[common], help="a table of the workspace")
     curves = verbs.add_parser("curves", parents=[common], help="learning curves as a picture, seeds averaged")
     curves.add_argument("runs", nargs="+", metavar="RUN", help="a run's name in the workspace, or its folder")
-    curves.add_argument(
-        "--out", type=Path, default=Path("curves.png"), help="a .png, .svg or .pdf (default: curves.png)"
-    )
-    curves.add_argument(
-        "--metric", nargs="+", action="extend", default=[], metavar="NAME", help="panels of these, such as train/std"
-    )
-    tree = verbs.add_parser(
-        "lineage", parents=[common], help="the ancestors of a run or a snapshot, each compared with its hash"
-    )
-    tree.add_argument(
-        "path", metavar="PATH", help="a run's name in the workspace, or the folder of a run or a snapshot"
-    )
+    curves.add_argument("--out", type=Path, default=Path("curves.png"), help=".png, .svg or .pdf (default: curves.png)")
+    curves.add_argument("--metric", nargs="+", action="extend", default=[], help="panels of these, such as train/std")
+    tree = verbs.add_parser("lineage", parents=[common], help="the ancestors of a run or snapshot, checked by hash")
+    tree.add_argument("path", metavar="PATH", help="a run's name in the workspace, or a run's or a snapshot's folder")
     for verb in (table, tree):
         verb.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
     return parser.parse_args()
 
 
 def show_runs(rows: Sequence[RunSummary], arguments: argparse.Namespace) -> None:
-    """A line a run, then why the failed ones failed."""
+    """A line a run, with what is wrong under its name, then why runs stopped or failed."""
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
@@ -79,36 +76,29 @@ def show_runs(rows: Sequence[RunSummary], arguments: argparse.Namespace) -> None
     wide = console.width >= WIDE
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
     for name in ("run", "world", "learner") if wide else ("run",):
-        table.add_column(name, overflow="fold")
-    for name in ("steps", "last\nreturn", "best\nreturn", "steps/s"):
+        table.add_column(f"\n{name}", overflow="fold")
+    for name in ("\nsteps", "last\nreturn", "best\nreturn", "\nsteps/s"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
-    table.add_column("changed", no_wrap=True)
+    table.add_column("\nstate")
+    table.add_column("changed\nago", no_wrap=True)
     for row in rows:
-        about = (row.world or "-", row.learner or "-")
-        first = [Text(row.name), *map(Text, about)] if wide else [Text(row.name).append("\n" + ", ".join(about), "dim")]
-        state = Text("\n".join((row.state, *row.problems)), "red" if row.problems else COLOURS.get(row.state, ""))
-        steps = f"{show(row.num_steps)}/{show(row.planned_steps)}"
-        age = f"{duration((datetime.now(UTC) - datetime.fromisoformat(row.changed)).total_seconds())} ago"
-        numbers = (show(row.last_return), show(row.best_return), show(row.env_steps_per_second))
-        table.add_row(*first, steps, *numbers, state, age)
-    console.print(table if rows else f"{arguments.workspace} has no runs")
+        first, about = Text(row.name), (row.world or "-", row.learner or "-")
+        first.append("" if wide else f"\n{', '.join(about)}", "dim")
+        first.append("".join(f"\n{problem}" for problem in row.problems), "red")
+        steps = "/".join("-" if count is None else short(count) for count in (row.num_steps, row.planned_steps))
+        numbers = [show(number) for number in (row.last_return, row.best_return, row.env_steps_per_second)]
+        age = duration((datetime.now(UTC) - datetime.fromisoformat(row.changed)).total_seconds())
+        state = Text(row.state, COLOURS.get(row.state, ""))
+        table.add_row(first, *(map(Text, about) if wide else ()), steps, *numbers, state, age)
+    console.print(table if rows else Text(f"{arguments.workspace} has no runs"))
     for row in rows:
-        if row.how and row.state in ("failed", "stopped"):
+        if row.state in ("failed", "stopped"):
             console.print(Text(f"{row.name}: {row.how}", COLOURS[row.state]))
 
 
 def show(value: float | None) -> str:
-    """A number in a table."""
-    return "-" if value is None else short(value)
-
-
-def duration(seconds: float) -> str:
-    """The largest unit that fits: 40 s, 12 min, 5 h, 3 d."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+    """A return or a speed in a table."""
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def draw_curves(arguments: argparse.Namespace) -> None:
@@ -116,10 +106,10 @@ def draw_curves(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out {out}: expected the name of a .png, .svg or .pdf file")
-    folders = {
-        folder.resolve(): folder for folder in (plots.find(text, arguments.workspace) for text in arguments.runs)
-    }
-    curves = [plots.read_curves(folder) for folder in folders.values()]
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent} to write it to")
+    folders = dict.fromkeys(plots.find(text, arguments.workspace).resolve() for text in arguments.runs)
+    curves = [plots.read_curves(folder) for folder in folders]
     for run in curves:
         if not run.metrics:
             print(f"{run.name}: has logged nothing yet; left out", file=sys.stderr)
@@ -130,7 +120,7 @@ def draw_curves(arguments: argparse.Namespace) -> None:
     try:
         plots.draw(groups, panels).savefig(out)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
     print(f"wrote {out}")
 
 
@@ -151,48 +141,23 @@ def grow(ancestor: Ancestor, tree: Tree) -> Tree:
 
 def describe(ancestor: Ancestor) -> Text:
     """What it is and how it lies there; then, unless it stands in the tree already, what made it."""
-    lineage = ancestor.lineage
-    text = Text(lineage.name if lineage else Path(ancestor.path).name, "bold").append(
-        f"  {ancestor.path}", "not bold dim"
-    )
-    found, recorded = ancestor.content_hash, ancestor.recorded_hash
-    if ancestor.mark:
-        of = "" if ancestor.snapshot in (None, ancestor.path) else f"{Path(str(ancestor.snapshot)).name} "
-        text.append(f"  {of}{(found or recorded or '')[:12]} ", "not bold").append(
-            ancestor.mark, COLOURS[ancestor.mark]
-        )
-        text.append(f", was {str(recorded)[:12]}" if ancestor.mark == "changed" else "", "not bold yellow")
+    lineage, mark = ancestor.lineage, ancestor.mark
+    text = Text(f"{lineage.name}  " if lineage else "", "bold").append(ancestor.path, "not bold" if lineage else "")
+    if mark:
+        inner = "" if ancestor.snapshot in (None, ancestor.path) else f"{Path(str(ancestor.snapshot)).name} "
+        text.append(f"  {inner}{(ancestor.content_hash or ancestor.recorded_hash or '')[:12]} ", "not bold")
+        text.append(mark + (f", was {str(ancestor.recorded_hash)[:12]}" if mark == "changed" else ""), COLOURS[mark])
     else:
-        text.append("  no snapshot yet", "not bold yellow")
+        text.append("  no snapshot yet", COLOURS["changed"])
     lines = [ancestor.problem] if ancestor.problem else []
     if ancestor.repeated:
-        lines.append("stands above already; not told again")
+        lines.append("stands above already")
     elif lineage:
-        if ancestor.num_steps is not None:
-            lines.append(f"snapshot at step {ancestor.num_steps:,}")
-        lines += history(lineage.attempts, ancestor.state)
-    elif ancestor.mark != "missing":
+        lines += [f"snapshot at step {ancestor.num_steps:,}"] if ancestor.num_steps is not None else []
+        lines += lineage.tell(ancestor.state)
+    elif mark != "missing":
         lines.append("no lineage is known")
-    return text.append("".join(f"\n{line}" for line in lines), "not bold default")
-
-
-def history(attempts: Sequence[Attempt], state: str | None) -> list[str]:
-    """Command, code, time, steps and end of the attempts; of many, the first and the last."""
-    lines: list[str] = []
-    for i, attempt in enumerate(attempts):
-        if len(attempts) > MANY and i == 1:
-            lines.append(f"... {len(attempts) - 2} more attempts ...")
-        if len(attempts) > MANY and 0 < i < len(attempts) - 1:
-            continue
-        how = attempt.how
-        if how == "running":  # the run wrote this line when it began
-            how = "end not known" if state is None else state if attempt is attempts[-1] else "killed"
-        code = attempt.git_commit[:10] if attempt.git_commit else "not known"
-        code += " with uncommitted changes" if attempt.git_diff_sha256 else ""
-        steps = f"from step {attempt.from_step:,}" + (f" to {attempt.to_step:,}" if attempt.to_step is not None else "")
-        took = f" ({duration((attempt.end - attempt.start).total_seconds())})" if attempt.end else ""
-        lines += [attempt.command, f"{attempt.start:%Y-%m-%d %H:%M %Z}{took}, code {code}", f"{steps}, {how}"]
-    return lines
+    return text.append("".join(f"\n{line}" for line in lines), "not bold")
 
 
 if __name__ == "__main__":

@@ -157,6 +157,8 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, depth: int) -> _Valu
     where = f"{source}:{node.start_mark.line + 1}"
     if depth > 20:
         raise UserError(f"{where}: nested more than 20 deep; no settings are")
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise UserError(f"{where}: not valid YAML for settings: the tag {node.tag}; write plain values")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, _Value] = {}
         for key_node, value_node in node.value:
@@ -300,21 +302,20 @@ def _cure(detail: Any, found: _Value | None) -> str:
     return f"expected {message}, found {_show(found)}"
 
 
-def _model_at(model: Any, location: Sequence[Any]) -> type[Settings] | None:
+def _model_at(model: type[Settings], location: Sequence[Any]) -> type[Settings] | None:
     """The settings class that validated the mapping at `location`; choices of a union appear there by their tag."""
+    current: type[Settings] | None = model
     for part in location:
-        if model is None:
+        if current is None:
             return None
-        field = model.model_fields.get(part)
+        if part in (_default(current, key) for key in _CHOICES):
+            continue  # the tag that chose `current`
+        field = current.model_fields.get(str(part))
         candidates = _settings_classes(field.annotation) if field else []
-        if field is None or not candidates:
-            return None
-        model = candidates if len(candidates) > 1 else candidates[0]
-        if isinstance(model, list):
-            tags = [str(tag) for tag in location]
-            chosen = [c for c in model if any(_default(c, choice) in tags for choice in _CHOICES)]
-            return chosen[0] if chosen else None
-    return model  # type: ignore[no-any-return]
+        if len(candidates) > 1:
+            candidates = [cls for cls in candidates if any(_default(cls, key) in location for key in _CHOICES)]
+        current = candidates[0] if candidates else None
+    return current
 
 
 def _default(model: type[Settings], key: str) -> Any:

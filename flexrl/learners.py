@@ -198,6 +198,7 @@ def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tupl
             arguments |= {"replay_buffer_class": buffer, "replay_buffer_kwargs": {"folder": replay_folder}}
             if settings.n_steps > 1:
                 arguments["replay_buffer_kwargs"] |= {"n_steps": settings.n_steps, "gamma": settings.gamma}
+                arguments["n_steps"] = 1  # the buffer knows; SB3 warns if it is told beside a buffer of our own
     return policy, arguments | {"policy_kwargs": policy_kwargs}
 
 

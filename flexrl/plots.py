@@ -22,18 +22,21 @@ from flexrl import runs, snapshots
 from flexrl.config import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
+Dash = Literal["-", "--", ":", "-."]
 Mark = Literal["intact", "damaged", "changed", "missing"]
 
 # Okabe and Ito (2008), safe for the colour-blind, without their yellow, which white paper swallows
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
 NUM_RESAMPLES = 2000
-MAX_POINTS = 300  # of a curve; more are averaged, as a panel has about 600 pixels
+MANY = 4  # attempts; of more, only the first and the last are told
+MAX_POINTS = 120  # of a curve; neighbours are averaged, so that noise does not hide its neighbours
 UNITS = {  # by the last part of a metric's name
     "return": "return per episode",
     "length": "control steps per episode",
@@ -58,6 +61,14 @@ class Attempt(BaseModel):
     git_commit: str | None = None
     git_diff_sha256: str | None = None
 
+    def tell(self, how: str) -> list[str]:
+        """Command, time, code, steps and end in three lines."""
+        took = f" ({duration((self.end - self.start).total_seconds())})" if self.end else ""
+        code = self.git_commit[:10] if self.git_commit else "not known"
+        code += " with uncommitted changes" if self.git_diff_sha256 else ""
+        steps = f"from step {self.from_step:,}" + (f" to {self.to_step:,}" if self.to_step is not None else "")
+        return [self.command, f"{self.start:%Y-%m-%d %H:%M %Z}{took}, code {code}", f"{steps}, {how}"]
+
 
 class Lineage(BaseModel):
     """Where a run comes from, as `runs.Run` writes it to lineage.json."""
@@ -66,6 +77,16 @@ class Lineage(BaseModel):
     seed: int
     parents: dict[str, str]  # path: content hash
     attempts: list[Attempt] = Field(min_length=1)
+
+    def tell(self, state: str | None) -> list[str]:
+        """The attempts in words, of many the first and the last; `state` is the run's, null if it is not known."""
+        lines: list[str] = []
+        for attempt in self.attempts if len(self.attempts) <= MANY else (self.attempts[0], self.attempts[-1]):
+            ended = state if attempt is self.attempts[-1] else "killed"
+            lines += attempt.tell(attempt.how if attempt.how != "running" else ended or "end not known")
+            if len(self.attempts) > MANY and attempt is self.attempts[0]:
+                lines.append(f"... {len(self.attempts) - 2} more attempts ...")
+        return lines
 
 
 def _read(path: Path, parse: Callable[[bytes], T]) -> T:
@@ -107,16 +128,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process holds the lock of the run just now.
+    """Whether a process holds the lock of the run just now; false where there is no lock that can be asked.
 
-    The lock is only asked for as a shared one, so that two reports at the same moment do not take each other for the run.
+    It asks for a shared one, so that two reports at the same moment do not take each other for the run.
     """
     try:
         with (folder / ".lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except FileNotFoundError:
+    except OSError:
         return False
     return False
 
@@ -135,7 +156,7 @@ def find(text: str, workspace: Path) -> Path:
         return workspace / text
     if Path(text).is_dir():
         return Path(text)
-    known = list_folders(workspace)
+    known = list_folders(workspace) if workspace.is_dir() else []
     words = [path.name for path in known] + [str(path / end) for path in known for end in ("", "best", "latest")]
     close = difflib.get_close_matches(text, words, n=1)
     some = ", ".join(path.name for path in known[:5]) + (", ..." if len(known) > 5 else "")
@@ -181,7 +202,7 @@ def summarise(folder: Path) -> RunSummary:
     best = int(np.argmax(returns.values)) if returns else 0
     world, learner = (settings[key] if isinstance(settings.get(key), dict) else {} for key in ("world", "learner"))
     files = (folder / name for name in ("config.yaml", "lineage.json", "metrics.jsonl"))
-    changed = max(path.stat().st_mtime for path in files if path.exists())
+    changed = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
     return RunSummary(
         name=folder.name,
         folder=str(folder),
@@ -208,7 +229,8 @@ def _state(folder: Path, attempt: Attempt) -> str:
 
 
 def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return int(value) if is_number else None
 
 
 def _world_name(world: Mapping[str, Any]) -> str | None:
@@ -306,7 +328,7 @@ def _label(members: Sequence[Curves]) -> str:
 
 
 def mean_and_interval(series: Sequence[Series]) -> tuple[Array, Array, Array, Array]:
-    """Steps, mean, and lower and upper end of its 95 % percentile bootstrap interval over runs (Efron 1979); (num_points,).
+    """Steps, mean over runs, and both ends of its 95 % percentile bootstrap interval (Efron 1979), each (num_points,).
 
     Runs are interpolated in straight lines at each other's steps, where all of them have been: the mean at one step is
     never over other runs than at the next. Resampled from a fixed generator: the same runs give the same interval.
@@ -336,7 +358,7 @@ class Line:
     label: str
     series: Sequence[Series]
     colour: str
-    dash: str = "-"
+    dash: Dash = "-"
     faint: bool = False
 
 
@@ -350,10 +372,15 @@ class Panel:
     has_legend: bool = False
 
 
+def _style(i: int) -> tuple[str, Dash]:
+    """Colour and dash of the i-th line; colours first, then the next dash."""
+    return COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+
+
 def _panel(title: str, metric: str, groups: Sequence[Group], behind: str | None = None) -> Panel:
     """A line for each group, and faintly behind it that of another metric."""
     lines = [
-        Line(group.label, group.series(name), COLOURS[i % 7], DASHES[i // 7 % 4], faint=name == behind)
+        Line(group.label, group.series(name), *_style(i), faint=name == behind)
         for name in (behind, metric)
         if name is not None
         for i, group in enumerate(groups)
@@ -363,10 +390,7 @@ def _panel(title: str, metric: str, groups: Sequence[Group], behind: str | None 
 
 def _reward_panel(title: str, group: Group) -> Panel:
     terms = dict.fromkeys(key for run in group.members for key in run.metrics if key.startswith("reward/"))
-    lines = [
-        Line(term.removeprefix("reward/"), group.series(term), COLOURS[i % 7], DASHES[i // 7 % 4])
-        for i, term in enumerate(terms)
-    ]
+    lines = [Line(term.removeprefix("reward/"), group.series(term), *_style(i)) for i, term in enumerate(terms)]
     return Panel(title, "weighted reward per step", lines, has_legend=True)
 
 
@@ -396,22 +420,28 @@ def draw(groups: Sequence[Group], panels: Sequence[Panel]) -> Figure:
     """The panels in two columns under one legend of the groups; a matplotlib figure of its own, without pyplot."""
     # imported here because the tables need none of it, and it takes half a second
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     num_columns = min(2, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
-    figure = Figure(figsize=(6.5 * num_columns, 4.0 * num_rows + 0.5), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr]
+    figure = Figure(
+        figsize=(6.5 * num_columns, 4.0 * num_rows + 0.5),
+        dpi=120,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+    )
     for i, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(num_rows, num_columns, i + 1), panel)
-    handles = [
-        Line2D([], [], color=COLOURS[i % 7], linestyle=DASHES[i // 7 % 4], linewidth=2, label=group.label)
-        for i, group in enumerate(groups)
+    handles: list[Artist] = [
+        Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=group.label)
+        for group, (colour, dash) in zip(groups, map(_style, range(len(groups))), strict=True)
     ]
-    widest = max(len(group.label) for group in groups)
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=max(1, 75 * num_columns // (widest + 8)), frameon=False
-    )
+    if any(len(group.members) > 1 for group in groups):
+        handles.append(Patch(color="0.85", label="95 % interval of the mean (thin lines: single seeds)"))
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    num_legend_columns = max(1, 75 * num_columns // (widest + 8))  # 75 characters are as wide as a panel
+    figure.legend(handles=handles, loc="outside upper center", ncols=num_legend_columns, frameon=False)
     return figure
 
 
@@ -423,6 +453,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel("env steps")
     axes.set_ylabel(panel.unit)
     axes.set_xlim(left=0)
+    if panel.unit == "steps/s":
+        axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, position: short(value))
     axes.grid(color="0.9", linewidth=0.8)
@@ -437,14 +469,14 @@ def _draw_line(axes: Axes, line: Line) -> None:
     steps, mean, low, high = mean_and_interval(series)
     style: dict[str, Any] = {"color": line.colour, "linestyle": line.dash, "alpha": 0.35 if line.faint else 1.0}
     marker = "o" if len(steps) <= 40 and not line.faint else None
-    axes.plot(steps, mean, linewidth=1.2 if line.faint else 2, marker=marker, markersize=3.5, label=line.label, **style)
+    axes.plot(steps, mean, linewidth=2 if marker else 1.3, marker=marker, markersize=3.5, label=line.label, **style)
     if len(series) > 1 and not line.faint:
         axes.fill_between(steps, low, high, color=line.colour, alpha=0.2, linewidth=0)
     end = steps[-1] if len(steps) else -np.inf
     for one in series:
         rest = one.steps >= end
         if one.steps[-1] > end:
-            axes.plot(one.steps[rest], one.values[rest], linewidth=0.8, **style | {"alpha": 0.5})
+            axes.plot(one.steps[rest], one.values[rest], linewidth=0.8, **style | {"alpha": style["alpha"] / 2})
 
 
 def short(value: float) -> str:
@@ -453,6 +485,14 @@ def short(value: float) -> str:
         if abs(value) >= size * 0.9995:  # 999,600 is 1M, not 1e+03k
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}" if abs(value) > 1e-12 else "0"
+
+
+def duration(seconds: float) -> str:
+    """A time in its largest unit: 40 s, 12 min, 5 h, 3 d."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 @dataclass(frozen=True)
@@ -510,23 +550,26 @@ def _trace(path: str, folder: Path, recorded: str | None, seen: set[Path]) -> An
 
 
 def _locate(path: str, child: Path) -> Path:
-    """A parent's folder: recorded relative to where the command ran, which is here or above the child."""
-    bases = (Path(), *child.resolve().parents)
+    """A parent's folder: recorded relative to where the command ran, which is above the child or here."""
+    bases = (*child.resolve().parents, Path())
     return next((base / path for base in bases if (base / path).exists()), Path(path))
 
 
 def _verify(path: Path, recorded: str | None) -> tuple[Mark, str | None, str | None]:
-    """How a snapshot or a file lies there, its content hash, and what is wrong with it. It reads, and repairs nothing."""
+    """How a snapshot or a file lies there, its content hash, and what is wrong with it. It repairs nothing."""
     manifest = path / snapshots.MANIFEST
     if not path.exists():
         return "missing", None, None
     if path.is_dir() and not manifest.is_file():
         return "damaged", None, f"{path}: has no {snapshots.MANIFEST}"
-    content_hash = snapshots.file_hash(manifest if path.is_dir() else path)
+    try:
+        content_hash = snapshots.file_hash(manifest if path.is_dir() else path)
+    except OSError as error:
+        return "damaged", None, f"{path}: {error.strerror}"
     try:
         if path.is_dir():
             snapshots.check(path)
-    except UserError as error:
+    except (UserError, OSError) as error:
         if manifest.is_file() and snapshots.file_hash(manifest) != content_hash:
             return _verify(path, recorded)  # its training has just written another
         return "damaged", content_hash, str(error)

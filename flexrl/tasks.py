@@ -121,6 +121,11 @@ def forward_speed(state: State) -> Array:
     return np.exp(-np.square((state.ground_velocity[:, 0] - state.target_speed) / 0.5))
 
 
+def progress(state: State) -> Array:
+    """Speed along the world's x axis up to the asked one, as a share of it: a slope to climb from standing still."""
+    return np.minimum(state.ground_velocity[:, 0], state.target_speed) / state.target_speed
+
+
 def straight(state: State) -> Array:
     """1 when nothing moves sideways (world's y axis), e^-1 at 0.5 m/s."""
     return np.exp(-np.square(state.ground_velocity[:, 1] / 0.5))
@@ -238,7 +243,8 @@ TASKS = [
         words=("walk forward", "go straight ahead"),
         target_speed=1.3,
         rewards={
-            forward_speed: 1.5,
+            progress: 2.0,
+            forward_speed: 1.0,
             straight: 0.5,
             facing: 0.5,
             upright: 0.5,
@@ -275,5 +281,8 @@ TASKS = [
 
 
 def find_task(body: str, name: str) -> Task:
-    """The task of that name for that body; KeyError if there is none."""
+    """The task of that name for that body; KeyError with a sentence if there is none."""
+    names = [task.name for task in TASKS if task.body == body]
+    if name not in names:
+        raise KeyError(f"the {body} has no task {name!r}; it has {', '.join(names)}")
     return next(task for task in TASKS if (task.body, task.name) == (body, name))

@@ -132,29 +132,18 @@ def _place_camera(camera: mujoco.MjvCamera, model: mujoco.MjModel) -> None:
 def _run_web_viewer(endpoint: Any, model: mujoco.MjModel, port: int, public: bool, started: list[int]) -> None:
     """Be the viewer's thread: bind, put the port into `started`, serve until the other side ends it.
 
-    MuJoCo 4.0's WebViewer sets its host to '::' (all interfaces) and has no setting for it. Here the host is a property
-    that stays what it is, and nothing is served before the socket has been looked at.
+    MuJoCo 4.0's WebViewer sets its host to '::' (all interfaces) and has no setting for it. So the attribute is turned
+    into what it should be on its way in, and the bound socket is looked at before anything listens on it.
     """
     from mujoco.studio import viewer_protocol, web_viewer
 
     class LoopbackWebViewer(web_viewer.WebViewer):
-        @property
-        def _host(self) -> str:
-            return LOOPBACK
-
-        @_host.setter
-        def _host(self, host: str) -> None:
-            del host
-
-        def _start_server(self) -> None:
-            try:
-                _refuse_public(self._http_sock)
-            except RuntimeError:
-                self._http_sock.close()
-                self._tcp_sock.close()
-                del self._headless_ui
-                raise
-            super()._start_server()
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "_host":
+                value = LOOPBACK
+            elif name == "_http_sock":
+                _refuse_public(value)
+            super().__setattr__(name, value)
 
     camera = mujoco.MjvCamera()
     _place_camera(camera, model)
@@ -162,7 +151,7 @@ def _run_web_viewer(endpoint: Any, model: mujoco.MjModel, port: int, public: boo
     viewer = (web_viewer.WebViewer if public else LoopbackWebViewer)(config, endpoint, camera=camera)
     try:
         if not public:
-            _refuse_public(viewer._http_sock)  # again: a MuJoCo without _start_server has not asked
+            _refuse_public(viewer._http_sock)  # again: a MuJoCo that names it otherwise stops here
         started.append(viewer._http_sock.getsockname()[1])
         viewer_protocol.run_viewer_loop(viewer)
     finally:
@@ -173,9 +162,10 @@ def _run_web_viewer(endpoint: Any, model: mujoco.MjModel, port: int, public: boo
 
 
 def _refuse_public(listener: socket.socket) -> None:
-    """Raise RuntimeError if `listener` can be reached from another machine."""
+    """Close `listener` and raise RuntimeError if it can be reached from another machine."""
     host = listener.getsockname()[0]
     if host != LOOPBACK:
+        listener.close()
         raise RuntimeError(
             f"the web viewer of MuJoCo {mujoco.__version__} listens on {host}, not on {LOOPBACK}: flexrl/viewer.py was "
             "written for 4.0.0; nothing is served"

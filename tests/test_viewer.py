@@ -138,7 +138,7 @@ def test_a_browser_draws_the_moving_body(model, tmp_path):
             yield qpos
             if number % 30 == 0:
                 pictures.append(screenshot())
-                if len(pictures) == 60 or sum(is_orange(picture).sum() > 300 for picture in pictures) == 2:
+                if len(pictures) == 12 or sum(is_orange(picture).sum() > 300 for picture in pictures) == 2:
                     return
 
     def screenshot():

@@ -1,0 +1,134 @@
+"""Settings as people write them, and the one line they get for a mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flexrl import config
+from flexrl.config import UserError
+from train import TrainSettings
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+
+
+def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaint(path: Path | None, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(TrainSettings, path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_load_and_begin_with_their_command(path: Path) -> None:
+    settings = config.load(TrainSettings, path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("# python train.py --name") and str(path.name) in line for line in lines[:2])
+    again = path.parent.parent / "examples" / path.name
+    assert config.load(TrainSettings, again) == settings
+
+
+def test_resolved_settings_read_back_the_same(tmp_path: Path) -> None:
+    for path in EXAMPLES:
+        settings = config.load(TrainSettings, path)
+        assert config.load(TrainSettings, write(tmp_path, config.to_yaml(settings))) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("3e-4", 3e-4), ("1e-3", 1e-3), ("1.0e-3", 1e-3), (".5", 0.5), ("1", 1.0), ("2_0", 20.0)]
+)
+def test_numbers_as_people_write_them(tmp_path: Path, text: str, number: float) -> None:
+    settings = config.load(TrainSettings, write(tmp_path, f"learner: {{learning_rate: {text}}}"))
+    assert settings.learner.learning_rate == number
+
+
+def test_whole_numbers_may_have_an_exponent_and_are_decimal(tmp_path: Path) -> None:
+    assert config.load(TrainSettings, write(tmp_path, "num_steps: 2e6")).num_steps == 2_000_000
+    assert config.load(TrainSettings, write(tmp_path, "seed: 010")).seed == 10
+
+
+def test_unknown_key_names_line_and_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path, "num_steps: 100\nlearner:\n  learning_rte: 1e-4\n")
+    assert complaint(path) == f"{path}:3: learner: no key 'learning_rte' here; did you mean 'learning_rate'?"
+
+
+def test_unknown_key_at_the_top_and_deep_down(tmp_path: Path) -> None:
+    path = write(tmp_path, "num_stepz: 100\n")
+    assert complaint(path) == f"{path}:1: no key 'num_stepz' here; did you mean 'num_steps'?"
+    path = write(tmp_path, "learner:\n  policy_kwargs:\n    net_arhc: [64]\n")
+    assert complaint(path) == f"{path}:3: learner.policy_kwargs: no key 'net_arhc' here; did you mean 'net_arch'?"
+
+
+def test_a_bare_yes_is_no_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "learner:\n  gamma: yes\n")
+    message = complaint(path)
+    assert message.startswith(f"{path}:2: learner.gamma: expected a number, found")
+    assert "YAML reads a bare 'yes'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("world: {body: humanoit}", "did you mean 'humanoid'?"),
+        ("world: {task: walk_foward}", "did you mean 'walk_forward'?"),
+        ("world: {body: half_cheetah, task: walk_forward}", "half_cheetah has no task 'walk_forward'"),
+        ("world: {kind: gymnasium, id: Ant-v55}", "did you mean 'Ant-v5'?"),
+        ("world: {kind: motr}", "did you mean 'motor'?"),
+        ("learner: {name: pppo}", "did you mean 'ppo'?"),
+        ("learner: {gamma: 1.5}", "less than or equal to 1"),
+        ("learner: {n_steps: many}", "expected a whole number"),
+        ("learner: {batch_size: 0.5}", "whole number"),
+        ("learner: {policy_kwargs: {activation_fn: elo}}", "did you mean 'elu'?"),
+        ("num_steps: -5", "greater than or equal to 1"),
+        ("num_steps: .nan", "expected a"),
+        ("- 1\n- 2", "expected a mapping"),
+        ("just words", "expected a mapping"),
+        ("", "is empty"),
+        ("a: [1, 2", "not valid YAML"),
+        ("seed: 1\nseed: 2", "a second time"),
+        ("world: {tasks: {walk_forward: {rewards: {uprite: 1}}}}", "no reward term 'uprite'"),
+        ("seed: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_mistakes_get_one_line_with_the_file_and_a_cure(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, text)
+    message = complaint(path)
+    assert words in message
+    assert message.startswith(str(path))
+
+
+def test_missing_file_circle_and_folder(tmp_path: Path) -> None:
+    write(tmp_path, "seed: 1", "walk.yaml")
+    assert "did you mean" in complaint(tmp_path / "wolk.yaml")
+    assert "is a folder" in complaint(tmp_path)
+    write(tmp_path, "base: two.yaml", "one.yaml")
+    write(tmp_path, "base: one.yaml", "two.yaml")
+    assert "circular base: one.yaml -> two.yaml -> one.yaml" in complaint(tmp_path / "one.yaml")
+
+
+def test_base_file_then_file_then_set(tmp_path: Path) -> None:
+    write(tmp_path, "num_steps: 100\nseed: 5\nlearner: {gamma: 0.9, n_steps: 8}", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nlearner: {gamma: 0.8}")
+    settings = config.load(TrainSettings, path, ["learner.n_steps=16"])
+    assert (settings.num_steps, settings.seed) == (100, 5)
+    assert (settings.learner.gamma, settings.learner.n_steps) == (0.8, 16)
+
+
+def test_another_learner_does_not_inherit_the_first_ones_settings(tmp_path: Path) -> None:
+    write(tmp_path, "learner: {name: ppo, n_steps: 8}", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nlearner: {name: sac, tau: 0.01}")
+    assert config.load(TrainSettings, path).learner.name == "sac"
+
+
+def test_set_mistakes_name_the_flag() -> None:
+    assert complaint(None, "learner.gama=0.9") == (
+        "--set learner.gama=0.9: learner: no key 'gama' here; did you mean 'gamma'?"
+    )
+    assert "expected KEY=VALUE" in complaint(None, "learner.gamma")

@@ -1,0 +1,140 @@
+"""Learners: every constructor argument is a setting, and a state goes on bit for bit."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flexrl import config, snapshots
+from flexrl.learners import LEARNERS, SETTINGS, Learner, forked_randomness, make_learner
+from flexrl.motor_world import MotorSettings
+from flexrl.networks import MirroredActorCriticPolicy
+from flexrl.worlds import GymnasiumSettings, make_world, normalise
+from train import TrainSettings
+
+SMALL: dict[str, dict[str, Any]] = {
+    "ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},
+    "recurrent_ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},
+    "a2c": {"n_steps": 4},
+    **{name: {"learning_starts": 8, "batch_size": 16, "buffer_size": 120} for name in ("sac", "tqc", "crossq")},
+}
+
+
+def small_learner(name: str, folder: Path | None, world: Any = None, **changes: Any) -> Learner:
+    settings = SETTINGS[name](**(SMALL[name] | changes))
+    tasks = {"v5": {"max_steps": 15}}
+    world = world or MotorSettings(body="half_cheetah", task="v5", num_envs=4, num_threads=1, tasks=tasks)
+    vec_env = normalise(make_world(world, seed=3), True, True, 0.99)
+    return make_learner(settings, vec_env, num_steps=10_000, seed=1, device="cpu", replay_folder=folder)
+
+
+def steps(learner: Learner, count: int) -> None:
+    for _ in range(count):
+        learner.improve()
+        if learner.must_save():
+            learner.saved()
+
+
+def weights(learner: Learner) -> dict[str, np.ndarray]:
+    return learner.policy_arrays() | {f"norm/{key}": value for key, value in learner.normaliser_arrays().items()}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_restored_learner_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """n rollouts, the state through files, n more in a fresh learner: the same weights as 2 n rollouts.
+
+    The off-policy buffer (30 rows of 4 envs) is full by then, and rows are overwritten after the state was taken.
+    """
+    count = 4 if "ppo" in name or name == "a2c" else 34
+    learner = small_learner(name, tmp_path / "replay")
+    steps(learner, count)
+    document, arrays = snapshots.pack_tree(learner.get_state())
+    (tmp_path / "arrays").write_bytes(arrays)
+    learner.saved()
+    steps(learner, 2)  # a kill would lose these
+    other = small_learner(name, tmp_path / "replay")
+    torch.rand(5)
+    other.set_state(snapshots.unpack_tree(document, snapshots.read_arrays(tmp_path / "arrays")))
+    steps(other, count)
+    whole = small_learner(name, None)
+    steps(whole, 2 * count)
+    assert other.num_steps == whole.num_steps
+    for key, value in weights(whole).items():
+        np.testing.assert_array_equal(weights(other)[key], value, err_msg=key)
+
+
+def test_n_step_returns_keep_their_buffer_too(tmp_path: Path) -> None:
+    learner = small_learner("sac", tmp_path / "replay", n_steps=3)
+    steps(learner, 20)
+    state = learner.get_state()
+    learner.saved()
+    rewards = learner.model.replay_buffer.rewards.copy()  # type: ignore[attr-defined]
+    steps(learner, 2)
+    other = small_learner("sac", tmp_path / "replay", n_steps=3)
+    other.set_state(state)
+    np.testing.assert_array_equal(other.model.replay_buffer.rewards[:20], rewards[:20])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_argument_of_the_constructor_is_a_setting(name: str) -> None:
+    given = {"self", "env", "seed", "device", "verbose", "tensorboard_log", "policy_kwargs", "_init_setup_model"}
+    classes = {"rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class", "replay_buffer_kwargs"}
+    arguments = set(inspect.signature(LEARNERS[name].__init__).parameters) - given - classes
+    assert arguments <= set(SETTINGS[name].model_fields)
+
+
+def test_schedules_and_networks_reach_sb3() -> None:
+    settings = config.load(
+        TrainSettings,
+        None,
+        ["learner.learning_rate={start: 1e-3, end: 1e-4}", "learner.policy_kwargs.net_arch=[32]", "learner.clip_range=0.1"],
+    )
+    world = normalise(make_world(MotorSettings(num_envs=2)), True, True, 0.99)
+    model: Any = make_learner(settings.learner, world, num_steps=100, seed=0, device="cpu").model
+    assert model.lr_schedule(1.0) == pytest.approx(1e-3)
+    assert model.lr_schedule(0.5) == pytest.approx(5.5e-4)
+    assert model.clip_range(0.3) == pytest.approx(0.1)
+    assert isinstance(model.policy, MirroredActorCriticPolicy)
+    assert model.policy.action_net.in_features == 32
+
+
+def test_mirrored_policy_answers_the_mirror_with_the_mirror() -> None:
+    learner = small_learner("ppo", None, MotorSettings(num_envs=2, num_threads=1), policy="MirroredPolicy")
+    batch = learner.world.unwrapped.batch  # type: ignore[attr-defined]
+    from flexrl.observations import action_mirror
+
+    obs = np.random.default_rng(0).standard_normal((5, batch.observation.size)).astype(np.float32)
+    policy: Any = learner.model.policy
+    act = lambda o: policy.predict(o, deterministic=True)[0]  # noqa: E731
+    np.testing.assert_allclose(
+        act(batch.observation.mirror()(obs)), action_mirror(batch.physics)(act(obs)), atol=1e-6
+    )
+    values = [policy.predict_values(torch.as_tensor(o)).detach() for o in (obs, batch.observation.mirror()(obs))]
+    torch.testing.assert_close(values[0], values[1])
+
+
+def test_any_gymnasium_env_trains_and_resumes_with_new_episodes(tmp_path: Path) -> None:
+    world = GymnasiumSettings(id="Pendulum-v1", num_envs=2, subprocesses=False)
+    learner = small_learner("ppo", None, world)
+    assert learner.improve()["time/env_steps_per_second"] > 0
+    state = learner.get_state()
+    other = small_learner("ppo", None, world)
+    other.set_state(state)
+    assert not other.is_exact()
+    other.improve()
+    assert other.num_steps == 32
+
+
+def test_evaluation_randomness_does_not_move_the_training() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with forked_randomness(5):
+        torch.rand(100)
+        np.random.rand(3)
+    torch.testing.assert_close(torch.rand(3), expected)
