@@ -1,8 +1,8 @@
 """Watch, measure, record or export any policy.
 
-    python play.py --model workspace/humanoid/best
-    python play.py --model workspace/humanoid/best --video walk.mp4
-    python play.py --model random --config examples/humanoid_walk_forward.yaml --episodes 3
+python play.py --model workspace/humanoid/best
+python play.py --model workspace/humanoid/best --video walk.mp4
+python play.py --model random --config examples/humanoid_walk_forward.yaml --episodes 3
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from flexrl import config, render, runs, viewer
 from flexrl.config import UserError
 from flexrl.evaluation import Episode, Trail, run_episodes, summarise
 from flexrl.motor_world import MotorWorld
-from flexrl.policies import PlayedSettings, Policy, RandomPolicy, Snapshot, ZeroPolicy, export_sb3, load_policy, open_snapshot
+from flexrl.policies import (
+    PlayedSettings,
+    Policy,
+    RandomPolicy,
+    Snapshot,
+    ZeroPolicy,
+    export_sb3,
+    load_policy,
+    open_snapshot,
+)
 from flexrl.worlds import evaluation_settings, make_world
 
 MAX_EPISODES = 10_000
@@ -30,7 +39,9 @@ MAX_COLUMNS = 8  # episodes side by side that fit 80 characters
 
 def read_arguments() -> argparse.Namespace:
     parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a snapshot's folder, such as workspace/humanoid/best; or random, or zero")
+    parser.add_argument(
+        "--model", required=True, help="a snapshot's folder, such as workspace/humanoid/best; or random, or zero"
+    )
     parser.add_argument("--config", type=Path, help="the world for random and zero (default: the humanoid's walk)")
     parser.add_argument("--episodes", type=int, default=10, help="how many, side by side (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="the first episode's seed (default: 0)")
@@ -144,7 +155,9 @@ def print_table(episodes: list[Episode]) -> None:
         for name in episodes[0].rewards:
             rows[f"{name} / step"] = [f"{e.rewards[name] / e.length:.2f}" for e in episodes]
     table = Table(box=None, show_header=False, pad_edge=False)
-    lines = rows.items() if len(episodes) <= MAX_COLUMNS else zip(*([name, *cells] for name, cells in rows.items()), strict=True)
+    lines = (
+        rows.items() if len(episodes) <= MAX_COLUMNS else zip(*([name, *cells] for name, cells in rows.items()), strict=True)
+    )
     for line in lines:
         table.add_row(*([line[0], *line[1]] if isinstance(line[1], list) else line))
     for column in table.columns[1 if len(episodes) <= MAX_COLUMNS else 0 :]:
@@ -152,9 +165,10 @@ def print_table(episodes: list[Episode]) -> None:
     Console().print(table)
     for name, digits in (("return", 0), ("length", 0), ("mean_speed", 2)):
         if name in summary:
-            low, high = summary[name]["interval"]
+            mean, (low, high) = summary[name]["mean"], summary[name]["interval"]
             unit = " m/s" if name == "mean_speed" else ""
-            print(f"mean {name} {summary[name]['mean']:,.{digits}f}{unit}  (95 % interval {low:,.{digits}f} to {high:,.{digits}f})")
+            label = name.removeprefix("mean_")
+            print(f"mean {label} {mean:,.{digits}f}{unit}  (95 % interval {low:,.{digits}f} to {high:,.{digits}f})")
     if len(episodes) > MAX_COLUMNS:
         steps = sum(e.length for e in episodes)
         terms = (f"{name} {sum(e.rewards[name] for e in episodes) / steps:.2f}" for name in episodes[0].rewards)

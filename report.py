@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -41,19 +42,19 @@ WIDE = 110  # columns of a terminal from which on a run's world and learner have
 def main() -> None:
     arguments = read_arguments()
     if arguments.verb == "runs":
-        show_runs([plots.summarise(folder) for folder in plots.list_folders(arguments.workspace)], arguments)
+        rows = [plots.summarise(folder) for folder in plots.list_folders(arguments.workspace)]
+        print(to_json([asdict(row) for row in rows])) if arguments.json else print_table(rows)
     elif arguments.verb == "curves":
         draw_curves(arguments)
     else:
-        show_lineage(plots.trace(plots.find(arguments.path, arguments.workspace)), arguments)
+        root = plots.trace(plots.find(arguments.path, arguments.workspace))
+        print(to_json(asdict(root))) if arguments.json else Console().print(grow(root, Tree(describe(root))))
 
 
 def read_arguments() -> argparse.Namespace:
     parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common = runs.Parser(add_help=False)
-    common.add_argument(
-        "--workspace", type=Path, default=Path("workspace"), help="where runs live (default: workspace)"
-    )
+    common.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="runs|curves|lineage")
     table = verbs.add_parser("runs", parents=[common], help="a table of the workspace")
     curves = verbs.add_parser("curves", parents=[common], help="learning curves as a picture, seeds averaged")
@@ -67,11 +68,12 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show_runs(rows: Sequence[RunSummary], arguments: argparse.Namespace) -> None:
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=1, default=lambda lineage: lineage.model_dump(mode="json"))
+
+
+def print_table(rows: Sequence[RunSummary]) -> None:
     """A line a run, with what is wrong under its name, then why runs stopped or failed."""
-    if arguments.json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
-        return
     console = Console()
     wide = console.width >= WIDE
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
@@ -90,7 +92,7 @@ def show_runs(rows: Sequence[RunSummary], arguments: argparse.Namespace) -> None
         age = duration((datetime.now(UTC) - datetime.fromisoformat(row.changed)).total_seconds())
         state = Text(row.state, COLOURS.get(row.state, ""))
         table.add_row(first, *(map(Text, about) if wide else ()), steps, *numbers, state, age)
-    console.print(table if rows else Text(f"{arguments.workspace} has no runs"))
+    console.print(table if rows else "the workspace has no runs")
     for row in rows:
         if row.state in ("failed", "stopped"):
             console.print(Text(f"{row.name}: {row.how}", COLOURS[row.state]))
@@ -124,14 +126,6 @@ def draw_curves(arguments: argparse.Namespace) -> None:
     print(f"wrote {out}")
 
 
-def show_lineage(root: Ancestor, arguments: argparse.Namespace) -> None:
-    """The tree, children above what they were made from."""
-    if arguments.json:
-        print(json.dumps(asdict(root), indent=1, default=lambda lineage: lineage.model_dump(mode="json")))
-        return
-    Console().print(grow(root, Tree(describe(root), guide_style="dim")))
-
-
 def grow(ancestor: Ancestor, tree: Tree) -> Tree:
     """The tree with the ancestor's own ancestors below it."""
     for parent in ancestor.parents:
@@ -144,7 +138,8 @@ def describe(ancestor: Ancestor) -> Text:
     lineage, mark = ancestor.lineage, ancestor.mark
     text = Text(f"{lineage.name}  " if lineage else "", "bold").append(ancestor.path, "not bold" if lineage else "")
     if mark:
-        inner = "" if ancestor.snapshot in (None, ancestor.path) else f"{Path(str(ancestor.snapshot)).name} "
+        snapshot = Path(ancestor.snapshot or ancestor.path).name
+        inner = "" if snapshot == Path(ancestor.path).name else f"{snapshot} "
         text.append(f"  {inner}{(ancestor.content_hash or ancestor.recorded_hash or '')[:12]} ", "not bold")
         text.append(mark + (f", was {str(ancestor.recorded_hash)[:12]}" if mark == "changed" else ""), COLOURS[mark])
     else:

@@ -25,7 +25,6 @@ from flexrl.policies import load_policy, open_snapshot, policy_of, snapshot_file
 from flexrl.progress import Progress
 from flexrl.worlds import WorldSettings, evaluation_settings, make_world, normalise
 
-
 VIDEO_STEPS = 400  # control steps: 6 s of the humanoid
 
 

@@ -1,6 +1,6 @@
 """Kill a training with SIGKILL at random moments, resume it, and compare its final weights with an undisturbed one's.
 
-    python bench/kill.py --trials 20
+python bench/kill.py --trials 20
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import random
 import time
 import typing
@@ -109,7 +108,7 @@ def _number_type(annotation: Any) -> Any:
     parts = typing.get_args(annotation) or (annotation,)
     translated: list[Any] = []
     for part in parts:
-        if part is Callable or typing.get_origin(part) is not None and "Callable" in str(part):
+        if part is Callable or (typing.get_origin(part) is not None and "Callable" in str(part)):
             translated.append(Schedule)
         elif inspect.isclass(part) and part.__name__ == "ActionNoise":
             translated.append(Noise)
@@ -152,7 +151,9 @@ def _settings_of(name: str, algorithm: type[BaseAlgorithm]) -> type[Settings]:
         # keep the replay buffer in files of the run (memory-mapped), so that --resume goes on exactly; false: in memory
         fields["save_replay_buffer"] = (bool, True)
     fields["policy_kwargs"] = (policy_settings, policy_settings())
-    return create_model(f"{algorithm.__name__}Settings", __base__=Settings, __doc__=f"Arguments of {algorithm.__name__}.", **fields)
+    return create_model(
+        f"{algorithm.__name__}Settings", __base__=Settings, __doc__=f"Arguments of {algorithm.__name__}.", **fields
+    )
 
 
 SETTINGS = {name: _settings_of(name, algorithm) for name, algorithm in LEARNERS.items()}
@@ -166,9 +167,7 @@ def make_learner(
     settings: Any, world: VecEnv, *, num_steps: int, seed: int, device: str, replay_folder: Path | None = None
 ) -> Learner:
     """The learner that `settings` (one of SETTINGS) name, on `world`, for a run of `num_steps` env steps."""
-    return Learner(
-        settings, world, num_steps=num_steps, seed=seed, device=device, replay_folder=replay_folder
-    )
+    return Learner(settings, world, num_steps=num_steps, seed=seed, device=device, replay_folder=replay_folder)
 
 
 def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tuple[Any, dict[str, Any]]:
@@ -245,7 +244,12 @@ class Learner:
         torch.set_num_threads(1)
         if isinstance(model, OffPolicyAlgorithm):
             model.collect_rollouts(
-                self.world, self._callback, model.train_freq, model.replay_buffer, model.action_noise, model.learning_starts
+                self.world,
+                self._callback,
+                model.train_freq,
+                model.replay_buffer,
+                model.action_noise,
+                model.learning_starts,
             )
         else:
             model.collect_rollouts(self.world, self._callback, model.rollout_buffer, model.n_steps)
@@ -263,11 +267,16 @@ class Learner:
         model.logger.name_to_value.clear()
         world = self.world.unwrapped
         lost = world.take_metrics() if hasattr(world, "take_metrics") else {}
-        return metrics | lost | self._episode_metrics() | {
-            "time/env_steps_per_second": num_steps / (end - start),
-            "time/rollout_steps_per_second": num_steps / (middle - start),
-            "time/update_share": (end - middle) / (end - start),
-        }
+        return (
+            metrics
+            | lost
+            | self._episode_metrics()
+            | {
+                "time/env_steps_per_second": num_steps / (end - start),
+                "time/rollout_steps_per_second": num_steps / (middle - start),
+                "time/update_share": (end - middle) / (end - start),
+            }
+        )
 
     def _begin(self) -> None:
         """What SB3's `learn` does before its loop, so that the loop can be ours."""

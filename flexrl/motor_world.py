@@ -118,9 +118,7 @@ class MotorBatch:
 
     def seed(self, seed: int) -> None:
         """Each simulation's generator, as Gymnasium's `reset(seed=seed + i)` makes it."""
-        self.rngs = [
-            np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed + i))) for i in range(self.num_envs)
-        ]
+        self.rngs = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed + i))) for i in range(self.num_envs)]
 
     def reset(self, ids: NDArray[np.intp]) -> NDArray[np.floating]:
         """Start episodes in simulations `ids` (n,); returns their first observations, (n, obs_dim)."""

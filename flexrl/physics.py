@@ -50,8 +50,10 @@ BODIES = {
         fast_steps=3,
         fast_timestep=0.005,
         feet=("right_foot", "left_foot"),
-        posture=("abdomen_x", "abdomen_y", "abdomen_z")
-        + tuple(f"{side}_{joint}" for side in _SIDES for joint in ("hip_x", "hip_z", "shoulder1", "shoulder2", "elbow")),
+        posture=(
+            *("abdomen_x", "abdomen_y", "abdomen_z"),
+            *(f"{side}_{joint}" for side in _SIDES for joint in ("hip_x", "hip_z", "shoulder1", "shoulder2", "elbow")),
+        ),
         free=True,
     ),
     # The cheetah's own dynamics (Euler, 5 x 10 ms) are already cheap: its fast mode keeps them.

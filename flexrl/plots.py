@@ -145,9 +145,7 @@ def is_running(folder: Path) -> bool:
 def list_folders(workspace: Path) -> list[Path]:
     """The workspace's runs, those included that have lost a file. UserError if there is no workspace."""
     found = set(runs.list_runs(workspace))
-    return sorted(
-        found | {path.parent for name in ("lineage.json", "metrics.jsonl") for path in workspace.glob(f"*/{name}")}
-    )
+    return sorted(found | {path.parent for name in ("lineage.json", "metrics.jsonl") for path in workspace.glob(f"*/{name}")})
 
 
 def find(text: str, workspace: Path) -> Path:
@@ -407,9 +405,7 @@ def make_panels(groups: Sequence[Group], metrics: Sequence[str] = ()) -> list[Pa
             raise UserError(f"--metric {metric}: no run has logged it; {hint}")
     panels = [_panel(metric, metric, groups) for metric in metrics] or [
         _panel("Return of evaluations (faint: while training)", "eval/return", groups, behind="rollout/return"),
-        _panel(
-            "Mean speed in evaluations (faint: while training)", "eval/mean_speed", groups, behind="rollout/mean_speed"
-        ),
+        _panel("Mean speed in evaluations (faint: while training)", "eval/mean_speed", groups, behind="rollout/mean_speed"),
         *(_reward_panel("Reward terms" + (f" of {g.label}" if len(groups) > 1 else ""), g) for g in groups),
         _panel("Throughput, update included", "time/env_steps_per_second", groups),
     ]
@@ -520,9 +516,7 @@ def trace(folder: Path) -> Ancestor:
 
 
 def _trace(path: str, folder: Path, recorded: str | None, seen: set[Path]) -> Ancestor:
-    snapshot = next(
-        (s for s in (folder, folder / "best", folder / "latest") if (s / snapshots.MANIFEST).is_file()), None
-    )
+    snapshot = next((s for s in (folder, folder / "best", folder / "latest") if (s / snapshots.MANIFEST).is_file()), None)
     mark: Mark | None = None  # of a run before its first snapshot
     content_hash = problem = lineage = state = None
     if snapshot is not None or recorded is not None:

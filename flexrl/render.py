@@ -62,9 +62,7 @@ def probe(backend: str) -> str:
         return ""
     # Python's last word on an exception is a line that starts with its class; a crash leaves none.
     words = [line for line in child.stderr.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    return (
-        textwrap.shorten(words[-1], 120, placeholder=" ...") if words else f"its process ended with {child.returncode}"
-    )
+    return textwrap.shorten(words[-1], 120, placeholder=" ...") if words else f"its process ended with {child.returncode}"
 
 
 @functools.cache
@@ -309,9 +307,7 @@ class Stage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 

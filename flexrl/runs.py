@@ -115,7 +115,9 @@ def _check_same(saved: Settings, given: Settings, folder: Path, path: Path) -> N
     for key in old:
         if old[key] != new[key]:
             hint = f"leave --config away, or change it with --set {key}=..."
-            raise UserError(f"{path}: {key} is not what {folder / 'config.yaml'} says; a resumed run keeps its settings: {hint}")
+            raise UserError(
+                f"{path}: {key} is not what {folder / 'config.yaml'} says; a resumed run keeps its settings: {hint}"
+            )
 
 
 class Run(Generic[S]):
@@ -141,7 +143,9 @@ class Run(Generic[S]):
         except BlockingIOError:
             raise UserError(f"{self.folder}: another process is running it; wait for it, or take another --name") from None
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace") from None
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace"
+            ) from None
         self._epoch = self._saved_at = time.time()  # s: when the clock of `time/seconds` began, and of the last save
         resuming = snapshots.exists(self.latest)
         if resuming:
@@ -151,7 +155,9 @@ class Run(Generic[S]):
             self.lineage = self._begin_lineage(resuming)
             self._write_lineage()
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace") from None
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace"
+            ) from None
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -214,7 +220,10 @@ class Run(Generic[S]):
             write()
         except OSError as error:
             if what not in self._warned:
-                print(f"{self.folder / what}: not written: {error.strerror or error}; the run goes on without", file=sys.stderr)
+                print(
+                    f"{self.folder / what}: not written: {error.strerror or error}; the run goes on without",
+                    file=sys.stderr,
+                )
             self._warned.add(what)
             return False
         self._warned.discard(what)

@@ -30,10 +30,12 @@ class State:
 
     @property
     def qpos(self) -> Array:
+        """Positions, (num_envs, nq): root in m and a unit quaternion, joints in rad."""
         return self.physics.qpos
 
     @property
     def qvel(self) -> Array:
+        """Velocities, (num_envs, nv): root in m/s (world) and rad/s (torso), joints in rad/s."""
         return self.physics.qvel
 
     @cached_property
@@ -92,7 +94,7 @@ def speed_in_x(state: State) -> Array:
 
 def healthy(state: State) -> Array:
     """1 while the torso is between 1 and 2 m, as Humanoid-v5's `is_healthy`."""
-    return (FALLEN_HEIGHT < state.height) & (state.height < FLYING_HEIGHT)
+    return (state.height > FALLEN_HEIGHT) & (state.height < FLYING_HEIGHT)
 
 
 def squared_control(state: State) -> Array:

@@ -128,7 +128,5 @@ def test_another_learner_does_not_inherit_the_first_ones_settings(tmp_path: Path
 
 
 def test_set_mistakes_name_the_flag() -> None:
-    assert complaint(None, "learner.gama=0.9") == (
-        "--set learner.gama=0.9: learner: no key 'gama' here; did you mean 'gamma'?"
-    )
+    assert complaint(None, "learner.gama=0.9") == ("--set learner.gama=0.9: learner: no key 'gama' here; did you mean 'gamma'?")
     assert "expected KEY=VALUE" in complaint(None, "learner.gamma")

@@ -92,7 +92,11 @@ def test_schedules_and_networks_reach_sb3() -> None:
     settings = config.load(
         TrainSettings,
         None,
-        ["learner.learning_rate={start: 1e-3, end: 1e-4}", "learner.policy_kwargs.net_arch=[32]", "learner.clip_range=0.1"],
+        [
+            "learner.learning_rate={start: 1e-3, end: 1e-4}",
+            "learner.policy_kwargs.net_arch=[32]",
+            "learner.clip_range=0.1",
+        ],
     )
     world = normalise(make_world(MotorSettings(num_envs=2)), True, True, 0.99)
     model: Any = make_learner(settings.learner, world, num_steps=100, seed=0, device="cpu").model
@@ -111,9 +115,7 @@ def test_mirrored_policy_answers_the_mirror_with_the_mirror() -> None:
     obs = np.random.default_rng(0).standard_normal((5, batch.observation.size)).astype(np.float32)
     policy: Any = learner.model.policy
     act = lambda o: policy.predict(o, deterministic=True)[0]  # noqa: E731
-    np.testing.assert_allclose(
-        act(batch.observation.mirror()(obs)), action_mirror(batch.physics)(act(obs)), atol=1e-6
-    )
+    np.testing.assert_allclose(act(batch.observation.mirror()(obs)), action_mirror(batch.physics)(act(obs)), atol=1e-6)
     values = [policy.predict_values(torch.as_tensor(o)).detach() for o in (obs, batch.observation.mirror()(obs))]
     torch.testing.assert_close(values[0], values[1])
 

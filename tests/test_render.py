@@ -59,9 +59,7 @@ def test_the_first_backend_that_draws_is_taken(environ):
 
 
 def test_a_wish_is_not_replaced_by_what_would_work(environ):
-    with pytest.raises(
-        render.RenderError, match=r"^no OpenGL .* glfw \(.*\); unset MUJOCO_GL, or install .*libegl1"
-    ) as one:
+    with pytest.raises(render.RenderError, match=r"^no OpenGL .* glfw \(.*\); unset MUJOCO_GL, or install .*libegl1") as one:
         render.choose_backend("glfw")  # needs the display that is not there
     assert "\n" not in str(one.value)
     with pytest.raises(render.RenderError, match="MUJOCO_GL=off turns rendering off"):
@@ -71,9 +69,7 @@ def test_a_wish_is_not_replaced_by_what_would_work(environ):
 def test_without_any_opengl_one_line_says_what_was_tried_and_what_to_install(environ, tmp_path):
     environ.setenv("__EGL_VENDOR_LIBRARY_DIRS", str(tmp_path))  # EGL finds no driver in an empty folder
     environ.setenv("PYOPENGL_PLATFORM", "egl")  # and OSMesa is forbidden
-    with pytest.raises(
-        render.RenderError, match=r"^no OpenGL .* egl \(\w+.*\), osmesa \(\w+.*\); install .*libosmesa6"
-    ) as one:
+    with pytest.raises(render.RenderError, match=r"^no OpenGL .* egl \(\w+.*\), osmesa \(\w+.*\); install .*libosmesa6") as one:
         render.choose_backend()
     assert "\n" not in str(one.value)
 
@@ -187,8 +183,8 @@ def test_what_breaks_on_the_way_leaves_the_file_of_before(tmp_path):
     path.write_text("the film of before")
 
     def states():
-        yield from walk(5)
-        yield np.zeros(3)
+        yield from walk(7)
+        yield np.zeros(3)  # frame 3 of 30 a second shows state 7
 
     with pytest.raises(ValueError, match=r"qpos of shape \(24,\), found shape \(3,\)"):
         render.write_video(path, humanoid(), states(), DT, size=SIZE)

@@ -103,9 +103,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
     report.main()
 
 
-def table_of(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> dict[str, dict[str, Any]]:
+def table_of(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     call(monkeypatch, "runs", "--workspace", workspace, "--json")
     return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
 
@@ -181,9 +179,7 @@ def test_broken_runs_are_rows_that_say_what_is_wrong(workspace, monkeypatch, cap
     (write_run(workspace / "no_config") / "config.yaml").unlink()
     (write_run(workspace / "bad_config") / "config.yaml").write_text("a: [")
     (write_run(workspace / "list_config") / "config.yaml").write_text("- 1")
-    (write_run(workspace / "odd_config") / "config.yaml").write_text(
-        "{num_steps: .inf, seed: yes, world: 3, learner: [ppo]}"
-    )
+    (write_run(workspace / "odd_config") / "config.yaml").write_text("{num_steps: .inf, seed: yes, world: 3, learner: [ppo]}")
     (write_run(workspace / "no_lineage") / "lineage.json").unlink()
     (write_run(workspace / "bad_lineage") / "lineage.json").write_bytes(b'{"name": "bad_lin')
     (write_run(workspace / "empty_lineage") / "lineage.json").write_text(
@@ -192,9 +188,7 @@ def test_broken_runs_are_rows_that_say_what_is_wrong(workspace, monkeypatch, cap
     (write_run(workspace / "no_metrics") / "metrics.jsonl").unlink()
     (write_run(workspace / "binary_metrics") / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     write_metrics(write_run(workspace / "bad_metrics"), default_lines(), "x\ny\n[1]\n")
-    write_metrics(
-        write_run(workspace / "odd_metrics"), [{"step": 5, "eval/return": "high", "time/env_steps_per_second": None}]
-    )
+    write_metrics(write_run(workspace / "odd_metrics"), [{"step": 5, "eval/return": "high", "time/env_steps_per_second": None}])
     (workspace / "no_run").mkdir()
     rows = table_of(workspace, monkeypatch, capsys)
     problems = {name: "; ".join(row["problems"]) for name, row in rows.items()}
@@ -274,9 +268,7 @@ def curves_of(workspace: Path, **runs_and_settings: tuple[int, float]) -> list[p
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(workspace):
-    curves = curves_of(
-        workspace, slow_s0=(0, 1e-3), fast_0=(0, 1e-2), slow_s1=(1, 1e-3), fast_1=(1, 1e-2), alone_3=(3, 0.1)
-    )
+    curves = curves_of(workspace, slow_s0=(0, 1e-3), fast_0=(0, 1e-2), slow_s1=(1, 1e-3), fast_1=(1, 1e-2), alone_3=(3, 0.1))
     groups = plots.group_by_seed(curves)
     assert [group.label for group in groups] == ["slow (2 seeds)", "fast (2 seeds)", "alone_3"]
     assert [run.name for run in groups[0].members] == ["slow_s0", "slow_s1"]
@@ -464,7 +456,13 @@ def test_the_tree_of_ancestors(family, monkeypatch, capsys):
     assert (again["path"], again["repeated"], again["mark"]) == ("workspace/walk/best", True, "intact")
     call(monkeypatch, "lineage", "dt")
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for text in ("dt workspace/dt best ", "train.py --name middle", "2026-11-20 10:00 UTC (12 min), code 0123456789"):
+    walk = snapshots.content_hash(family / "walk" / "best")
+    for text in (
+        "dt workspace/dt best ",
+        f"workspace/walk/best {walk[:12]} intact",
+        "train.py --name middle",
+        "2026-11-20 10:00 UTC (12 min), code 0123456789",
+    ):
         assert text in printed
     assert "from step 0 to 4,000, finished" in printed
     assert printed.count("train.py --name walk") == 1

@@ -89,7 +89,12 @@ def test_missing_files_versions_and_folders_are_named(tmp_path: Path) -> None:
 def test_a_tree_of_arrays_and_values_comes_back() -> None:
     from safetensors.numpy import load
 
-    tree = {"a": np.arange(3), "b": [1, None, "x", {"c": np.float64(2.5)}], 3: {"d": np.array(7.0)}, "e": np.zeros((0, 2))}
+    tree = {
+        "a": np.arange(3),
+        "b": [1, None, "x", {"c": np.float64(2.5)}],
+        3: {"d": np.array(7.0)},
+        "e": np.zeros((0, 2)),
+    }
     document, arrays = snapshots.pack_tree(tree)
     back = snapshots.unpack_tree(document, load(arrays))
     np.testing.assert_array_equal(back["a"], tree["a"])
