@@ -20,7 +20,7 @@ from rich.table import Table
 from flexrl import config, render, runs, viewer
 from flexrl.config import UserError
 from flexrl.evaluation import Episode, Trail, run_episodes, summarise
-from flexrl.motor_world import MotorWorld
+from flexrl.motor_world import MotorSettings, MotorWorld, resolve_task
 from flexrl.policies import (
     PlayedSettings,
     Policy,
@@ -31,6 +31,7 @@ from flexrl.policies import (
     load_policy,
     open_snapshot,
 )
+from flexrl.tasks import TASKS
 from flexrl.worlds import evaluation_settings, make_world
 
 MAX_EPISODES = 10_000
@@ -46,6 +47,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=10, help="how many, side by side (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="the first episode's seed (default: 0)")
     parser.add_argument("--physics", choices=("v5", "fast"), default="v5", help="the humanoid's dynamics (default: v5)")
+    parser.add_argument(
+        "--task", choices=sorted({task.name for task in TASKS}), help="count this task's reward instead, such as v5"
+    )
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     parser.add_argument("--video", type=Path, help="record the first episode to this .mp4 or .gif")
@@ -70,7 +74,8 @@ def main() -> None:
     settings = snapshot.settings if snapshot else config.load(PlayedSettings, arguments.config)
     if snapshot and arguments.config:
         raise UserError("--config: a snapshot brings its own world; leave --config away")
-    world = make_world(evaluation_settings(settings.world, arguments.episodes, arguments.physics), arguments.seed)
+    world_settings = evaluation_settings(settings.world, arguments.episodes, arguments.physics, arguments.task)
+    world = make_world(check_task(world_settings), arguments.seed)
     with contextlib.closing(world):
         policy = make_policy(snapshot, arguments, world)
         if arguments.viewer:
@@ -87,6 +92,16 @@ def main() -> None:
             print_table(episodes)
         if trail is not None:
             record(trail, episodes[0], arguments.video)
+
+
+def check_task(settings: Any) -> Any:
+    """The settings, if their body has their task; UserError otherwise."""
+    if isinstance(settings, MotorSettings):
+        try:
+            resolve_task(settings)
+        except ValueError as error:
+            raise UserError(f"--task: {error}") from None
+    return settings
 
 
 def make_policy(snapshot: Snapshot | None, arguments: argparse.Namespace, world: Any) -> Policy:

@@ -55,6 +55,8 @@ class TrainSettings(Settings):
     normalize_observations: bool = True
     normalize_rewards: bool = True
     evaluation: EvaluationSettings = EvaluationSettings()
+    # env steps between lines of metrics.jsonl and TensorBoard, at least one rollout
+    log_every: int = Field(2_000, ge=1)
     # seconds between saves of latest/
     save_every: float = Field(30.0, ge=0)
     # env steps between snapshots that are kept in snapshots/<steps>/; null: none
@@ -101,7 +103,8 @@ def main() -> None:
                     if scores["eval/return"] > best:
                         best = scores["eval/return"]
                         run.write_snapshot(run.best, snapshot_files(learner, settings, scores))
-                run.log(learner.num_steps, metrics)
+                if "eval/return" in metrics or is_due(settings.log_every, before, learner.num_steps, settings.num_steps):
+                    run.log(learner.num_steps, metrics)
                 if settings.snapshot_every and is_due(settings.snapshot_every, before, learner.num_steps, settings.num_steps):
                     files = snapshot_files(learner, settings, metrics)
                     run.write_snapshot(run.folder / "snapshots" / str(learner.num_steps), files)

@@ -126,7 +126,7 @@ def _field(name: str, parameter: inspect.Parameter, default: Any) -> tuple[Any, 
         return layers | dict[Literal["pi", "vf", "qf"], layers] | None, default
     if name.endswith("_kwargs"):
         return dict[str, Any] | None, default
-    return _number_type(annotation), Field(default, **_LIMITS.get(name, {}))  # type: ignore[arg-type]
+    return _number_type(annotation), Field(default, **_LIMITS.get(name, {}))  # type: ignore[call-overload]
 
 
 def _settings_of(name: str, algorithm: type[BaseAlgorithm]) -> type[Settings]:
@@ -263,7 +263,9 @@ class Learner:
             if gradient_steps > 0:
                 model.train(gradient_steps=gradient_steps, batch_size=model.batch_size)
         end = time.perf_counter()
-        metrics = {key: float(value) for key, value in model.logger.name_to_value.items() if np.isscalar(value)}
+        metrics: dict[str, float] = {
+            key: float(value) for key, value in model.logger.name_to_value.items() if isinstance(value, (int, float, np.number))
+        }
         model.logger.name_to_value.clear()
         world = self.world.unwrapped
         lost = world.take_metrics() if hasattr(world, "take_metrics") else {}

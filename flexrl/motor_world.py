@@ -127,8 +127,11 @@ class MotorBatch:
         self.num_steps[ids] = 0
         self.previous_action[ids] = 0
         self.position[ids] = self.physics.ground_position()[ids]
-        state = self._state(self.previous_action, np.zeros((self.num_envs, 2)))
-        return self.observation(state)[ids]
+        return self.observe(self.previous_action)[ids]
+
+    def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
+        return self.observation(self._state(action, np.zeros((self.num_envs, 2))))
 
     def _state(self, action: NDArray[np.floating], ground_velocity: Array) -> State:
         return State(
@@ -153,7 +156,7 @@ class MotorBatch:
         terminated = self.task.fallen(state) | diverged
         truncated = self.num_steps >= self.task.max_steps
         self.previous_action = np.array(action, np.float32)
-        obs = self.observation(replace(state))
+        obs = self.observation(state)
         if diverged.any():
             obs = np.where(diverged[:, None], 0, obs)
             reward = np.where(diverged, 0.0, reward)
@@ -246,7 +249,7 @@ class MotorWorld(VecEnv):
             self.num_episodes += len(ids)
             self.num_diverged += int(result.diverged.sum())
             for i in ids:
-                infos[i] = self._end_of_episode(i, result)
+                infos[i] = self._end_of_episode(int(i), result)
             result.obs[ids] = self.batch.reset(ids)
             self._sums[:, ids] = 0
             self._start_x[ids] = self.batch.position[ids, 0]

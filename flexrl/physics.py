@@ -145,7 +145,7 @@ class Physics:
             return (np.sum(self._mass * self.xipos, axis=1) / np.sum(self._mass))[:, 0:2]
         return np.stack([self.qpos[:, 0], np.zeros(self.num_envs)], axis=1)
 
-    def step(self, ctrl: Array) -> NDArray[np.bool_]:
+    def step(self, ctrl: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Hold `ctrl` (num_envs, nu) for one control step; returns which simulations diverged, (num_envs,)."""
         self.ctrl[:] = ctrl
         diverged = np.zeros(self.num_envs, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -74,7 +74,7 @@ class Replay(ReplayBuffer):
 
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     size = int(np.prod(shape)) * dtype.itemsize
-    mode = "r+" if path.exists() and path.stat().st_size == size else "w+"
+    mode: Literal["r+", "w+"] = "r+" if path.exists() and path.stat().st_size == size else "w+"
     return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
 
 

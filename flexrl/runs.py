@@ -16,12 +16,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
-
-import yaml
 
 from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
@@ -147,6 +145,8 @@ class Run(Generic[S]):
                 f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace"
             ) from None
         self._epoch = self._saved_at = time.time()  # s: when the clock of `time/seconds` began, and of the last save
+        for folder in (self.latest, self.best):
+            snapshots.recover(folder)
         resuming = snapshots.exists(self.latest)
         if resuming:
             snapshots.check(self.latest)
@@ -158,7 +158,7 @@ class Run(Generic[S]):
             raise UserError(
                 f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace"
             ) from None
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = (self.folder / "metrics.jsonl").open("a" if resuming else "w", encoding="utf-8", buffering=1)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -171,7 +171,7 @@ class Run(Generic[S]):
         if self.stop_signal is not None:
             raise Stopped(self.stop_signal)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)  # what follows must not be cut; it takes a second or two
         saved = self.save(force=True)
@@ -190,7 +190,6 @@ class Run(Generic[S]):
             sys.exit(128 + error.signum)
         if error is None and not saved:
             sys.exit(EXIT_OUT_OF_RESOURCES)
-        return False
 
     def remember(self, num_steps: int, files: Callable[[], dict[str, bytes]]) -> None:
         """Keep this moment as what `save` writes to latest/; `files` is called only then, and must hold copies."""
@@ -207,13 +206,16 @@ class Run(Generic[S]):
             return False
         self._saved_at = time.time()
         state = self._state
-        self._state_is_saved = self._survive("latest/", lambda: snapshots.write(self.latest, state()))
+        self._state_is_saved = self._survive("latest/", lambda: self._write(self.latest, state()))
         return self._state_is_saved
 
     def write_snapshot(self, folder: Path, files: Mapping[str, bytes]) -> bool:
         """Another snapshot of this run, with the run's lineage in it; False (and a warning) if the disk refuses it."""
+        return self._survive(folder.name + "/", lambda: self._write(folder, files))
+
+    def _write(self, folder: Path, files: Mapping[str, bytes]) -> None:
         lineage = json.dumps(self.lineage, indent=1).encode()
-        return self._survive(folder.name + "/", lambda: snapshots.write(folder, {**files, "lineage.json": lineage}))
+        snapshots.write(folder, {**files, "lineage.json": lineage})
 
     def _survive(self, what: str, write: Callable[[], object]) -> bool:
         try:
@@ -235,7 +237,7 @@ class Run(Generic[S]):
             self._writer = _make_writer(self.folder, num_steps)
         seconds = round(time.time() - self._epoch, 3)
         line = json.dumps({"step": num_steps, "time/seconds": seconds, **metrics})
-        self._survive("metrics.jsonl", lambda: (self._metrics.write(line + "\n"), self._metrics.flush()))
+        self._survive("metrics.jsonl", lambda: self._metrics.write(line + "\n"))
         self._survive("TensorBoard events", lambda: [self._writer.add_scalar(k, v, num_steps) for k, v in metrics.items()])
 
     def resumed_from(self, num_steps: int) -> None:
@@ -245,7 +247,7 @@ class Run(Generic[S]):
         path = self.folder / "metrics.jsonl"
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= num_steps]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        self._metrics = path.open("a", encoding="utf-8")
+        self._metrics = path.open("a", encoding="utf-8", buffering=1)
         self.lineage["attempts"][-1]["from_step"] = num_steps
         if lines:
             self._epoch -= json.loads(lines[-1])["time/seconds"]
@@ -253,7 +255,7 @@ class Run(Generic[S]):
     def _begin_lineage(self, resuming: bool) -> dict[str, Any]:
         attempt = {"start": _now(), "from_step": 0, "command": " ".join(sys.argv), "how": "running", **_here()}
         path = self.folder / "lineage.json"
-        if resuming and path.is_file():
+        if path.is_file():
             lineage = json.loads(path.read_bytes())
             lineage["attempts"].append(attempt)
             return dict(lineage)
@@ -297,6 +299,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: no such file; is {folder} a run?")
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def list_runs(workspace: Path) -> list[Path]:
+    """The folders in the workspace that hold a run."""
+    if not workspace.is_dir():
+        raise UserError(f"{workspace}: no such folder; train something first, or name another with --workspace")
+    return sorted(path.parent for path in workspace.glob("*/config.yaml"))
 
 
 def _now() -> str:
@@ -343,15 +352,3 @@ def _gpus() -> dict[str, list[str]]:
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"gpus": names} if names else {}
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file of our own making."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def list_runs(workspace: Path) -> Sequence[Path]:
-    """The folders in the workspace that hold a run."""
-    if not workspace.is_dir():
-        raise UserError(f"{workspace}: no such folder; train something first, or name another with --workspace")
-    return sorted(path.parent for path in workspace.glob("*/config.yaml"))

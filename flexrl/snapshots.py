@@ -58,7 +58,10 @@ def _siblings(folder: Path) -> tuple[Path, Path]:
 
 
 def recover(folder: Path) -> None:
-    """Finish a replacement that was cut between its two renames: the new folder if it is whole, else the old one."""
+    """Finish a replacement that was cut between its two renames: the new folder if it is whole, else the old one.
+
+    For the folder's only writer: a reader would take the new folder from under it.
+    """
     new, old = _siblings(folder)
     if folder.exists() or not old.exists():
         return
@@ -67,14 +70,14 @@ def recover(folder: Path) -> None:
 
 def exists(folder: Path) -> bool:
     """Whether a snapshot is there; a folder without a manifest is none."""
-    if not folder.exists():
-        recover(folder)
     return (folder / MANIFEST).is_file()
 
 
 def check(folder: Path) -> dict[str, str]:
     """The snapshot's file hashes, every one compared with its file; UserError names the first that is damaged."""
     if not exists(folder):
+        if not folder.exists() and _siblings(folder)[1].exists():
+            raise UserError(f"{folder}: was cut while being replaced; train.py --resume of its run mends it")
         if not folder.exists():
             raise UserError(f"{folder}: no such snapshot{_nearby(folder)}")
         raise UserError(f"{folder}: is not a snapshot (it has no {MANIFEST}){_nearby(folder)}")

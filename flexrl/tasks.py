@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ class State:
         return self.physics.geom_xpos[:, self.physics.foot_ids, 2] - self.physics.foot_radius
 
 
-Term = Callable[[State], Array]
+Term = Callable[[State], NDArray[Any]]
 
 
 def speed_in_x(state: State) -> Array:
@@ -92,7 +93,7 @@ def speed_in_x(state: State) -> Array:
     return state.ground_velocity[:, 0]
 
 
-def healthy(state: State) -> Array:
+def healthy(state: State) -> NDArray[np.bool_]:
     """1 while the torso is between 1 and 2 m, as Humanoid-v5's `is_healthy`."""
     return (state.height > FALLEN_HEIGHT) & (state.height < FLYING_HEIGHT)
 

@@ -51,6 +51,9 @@ def test_a_kill_between_the_two_renames_is_finished(tmp_path: Path) -> None:
         os.replace(tmp_path / "other", tmp_path / ".latest.new")
         if not new_is_whole:
             (tmp_path / ".latest.new" / snapshots.MANIFEST).unlink()
+        with pytest.raises(UserError, match="was cut while being replaced"):
+            snapshots.check(folder)
+        snapshots.recover(folder)
         assert snapshots.exists(folder)
         assert (folder / "a.bin").read_bytes()[0] == expected
         snapshots.write(folder, files(3))
