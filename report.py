@@ -23,31 +23,26 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from flexrl import plots, runs
+from flexrl import ledger, lineage, plots, runs
 from flexrl.config import UserError
-from flexrl.plots import Ancestor, RunSummary, duration, short
+from flexrl.ledger import RunSummary
+from flexrl.lineage import Ancestor
+from flexrl.words import duration, rounded, short
 
-COLOURS = {
-    "running": "cyan",
-    "finished": "green",
-    "stopped": "yellow",
-    "failed": "red",
-    "killed": "red",
-    "broken": "red",
-}
-COLOURS |= {"intact": "green", "changed": "yellow", "damaged": "red", "missing": "red"}
+COLOURS = {"running": "cyan", "finished": "green", "intact": "green", "stopped": "yellow", "changed": "yellow"}
+COLOURS |= dict.fromkeys(("failed", "killed", "broken", "damaged", "missing"), "red")
 WIDE = 110  # columns of a terminal from which on a run's world and learner have columns of their own
 
 
 def main() -> None:
     arguments = read_arguments()
     if arguments.verb == "runs":
-        rows = [plots.summarise(folder) for folder in plots.list_folders(arguments.workspace)]
+        rows = [ledger.summarise(folder) for folder in ledger.list_folders(arguments.workspace)]
         print(to_json([asdict(row) for row in rows])) if arguments.json else print_table(rows)
     elif arguments.verb == "curves":
         draw_curves(arguments)
     else:
-        root = plots.trace(plots.find(arguments.path, arguments.workspace))
+        root = lineage.trace(ledger.find(arguments.path, arguments.workspace))
         print(to_json(asdict(root))) if arguments.json else Console().print(grow(root, Tree(describe(root))))
 
 
@@ -69,7 +64,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def to_json(value: Any) -> str:
-    return json.dumps(value, indent=1, default=lambda lineage: lineage.model_dump(mode="json"))
+    return json.dumps(value, indent=1, default=lambda model: model.model_dump(mode="json"))
 
 
 def print_table(rows: Sequence[RunSummary]) -> None:
@@ -88,7 +83,7 @@ def print_table(rows: Sequence[RunSummary]) -> None:
         first.append("" if wide else f"\n{', '.join(about)}", "dim")
         first.append("".join(f"\n{problem}" for problem in row.problems), "red")
         steps = "/".join("-" if count is None else short(count) for count in (row.num_steps, row.planned_steps))
-        numbers = [show(number) for number in (row.last_return, row.best_return, row.env_steps_per_second)]
+        numbers = [rounded(number) for number in (row.last_return, row.best_return, row.env_steps_per_second)]
         age = duration((datetime.now(UTC) - datetime.fromisoformat(row.changed)).total_seconds())
         state = Text(row.state, COLOURS.get(row.state, ""))
         table.add_row(first, *(map(Text, about) if wide else ()), steps, *numbers, state, age)
@@ -98,11 +93,6 @@ def print_table(rows: Sequence[RunSummary]) -> None:
             console.print(Text(f"{row.name}: {row.how}", COLOURS[row.state]))
 
 
-def show(value: float | None) -> str:
-    """A return or a speed in a table."""
-    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
 def draw_curves(arguments: argparse.Namespace) -> None:
     """The picture; runs that have logged nothing yet are named and left out."""
     out: Path = arguments.out
@@ -110,7 +100,7 @@ def draw_curves(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: expected the name of a .png, .svg or .pdf file")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent} to write it to")
-    folders = dict.fromkeys(plots.find(text, arguments.workspace).resolve() for text in arguments.runs)
+    folders = dict.fromkeys(ledger.find(text, arguments.workspace).resolve() for text in arguments.runs)
     curves = [plots.read_curves(folder) for folder in folders]
     for run in curves:
         if not run.metrics:
@@ -135,8 +125,8 @@ def grow(ancestor: Ancestor, tree: Tree) -> Tree:
 
 def describe(ancestor: Ancestor) -> Text:
     """What it is and how it lies there; then, unless it stands in the tree already, what made it."""
-    lineage, mark = ancestor.lineage, ancestor.mark
-    text = Text(f"{lineage.name}  " if lineage else "", "bold").append(ancestor.path, "not bold" if lineage else "")
+    origin, mark = ancestor.lineage, ancestor.mark
+    text = Text(f"{origin.name}  " if origin else "", "bold").append(ancestor.path, "not bold" if origin else "")
     if mark:
         snapshot = Path(ancestor.snapshot or ancestor.path).name
         inner = "" if snapshot == Path(ancestor.path).name else f"{snapshot} "
@@ -147,9 +137,9 @@ def describe(ancestor: Ancestor) -> Text:
     lines = [ancestor.problem] if ancestor.problem else []
     if ancestor.repeated:
         lines.append("stands above already")
-    elif lineage:
+    elif origin:
         lines += [f"snapshot at step {ancestor.num_steps:,}"] if ancestor.num_steps is not None else []
-        lines += lineage.tell(ancestor.state)
+        lines += origin.tell(ancestor.state)
     elif mark != "missing":
         lines.append("no lineage is known")
     return text.append("".join(f"\n{line}" for line in lines), "not bold")

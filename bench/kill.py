@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "ppo": ["world.num_envs=32", "learner.n_steps=32", "learner.batch_size=256", "num_steps=60_000"],
     "recurrent_ppo": ["world.num_envs=16", "learner.n_steps=16", "learner.batch_size=64", "num_steps=4_000"],
-    "sac": ["world.num_envs=8", "learner.buffer_size=1_000", "learner.learning_starts=200", "num_steps=4_000"],
+    "sac": ["world.num_envs=8", "learner.buffer_size=400", "learner.learning_starts=80", "num_steps=800"],
 }
 
 

@@ -53,19 +53,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", default="examples/humanoid_walk_forward.yaml")
+    parser.add_argument("--workspace", type=Path, help="keep the runs here, as walk_<seed>")
     parser.add_argument("--play", type=Path, help="judge this snapshot instead of training one")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     minutes = []
     for seed in arguments.seeds if arguments.play is None else [0]:
-        with tempfile.TemporaryDirectory() as workspace:
+        with tempfile.TemporaryDirectory() as temporary:
+            workspace, name = str(arguments.workspace or temporary), f"walk_{seed}"
             best = arguments.play
             if best is None:
-                command = [sys.executable, "train.py", "--name", "walk", "--workspace", workspace, "--config", arguments.config]
+                command = [sys.executable, "train.py", "--name", name, "--workspace", workspace, "--config", arguments.config]
                 start = time.monotonic()
                 subprocess.run([*command, "--set", f"seed={seed}"], cwd=ROOT, check=True)
                 minutes.append((time.monotonic() - start) / 60)
-                best = Path(workspace) / "walk" / "best"
+                best = Path(workspace) / name / "best"
                 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
                 print(f"seed {seed}: {minutes[-1]:.1f} min from command to exit, peak memory {peak:.2f} GB")
             episodes = play_in_gymnasium(best, 20)

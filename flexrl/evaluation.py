@@ -16,8 +16,7 @@ from flexrl.learners import forked_randomness
 from flexrl.motor_world import MotorWorld
 from flexrl.physics import Array
 from flexrl.policies import Policy
-
-NUM_RESAMPLES = 2000
+from flexrl.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,6 @@ def _episode(seed: int, info: dict[str, Any], speed: float | None) -> Episode:
     )
 
 
-def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979), from a fixed generator: the same values give the same one."""
-    sample = np.asarray(values, float)
-    rng = np.random.default_rng(0)
-    means = sample[rng.integers(0, len(sample), (NUM_RESAMPLES, len(sample)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Means over the episodes with 95 % bootstrap intervals, by the names of `Episode.to_json`."""
     summary: dict[str, Any] = {"num_episodes": len(episodes), "num_terminated": sum(e.terminated for e in episodes)}
@@ -113,5 +103,5 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     for name in episodes[0].rewards:
         columns[f"reward/{name}"] = [e.rewards[name] for e in episodes]
     for name, values in columns.items():
-        summary[name] = {"mean": float(np.mean(values)), "interval": list(bootstrap_interval(values))}
+        summary[name] = {"mean": float(np.mean(values)), "interval": [float(end) for end in bootstrap_interval(values)]}
     return summary

@@ -110,7 +110,8 @@ class MotorBatch:
         self.action_space = spaces.Box(limits[0].astype(np.float32), limits[1].astype(np.float32), dtype=np.float32)
         self.observation: Observation = make_observation(settings.observation, self.physics)
         self.has_mirror = self.physics.body.free and settings.observation == "proprio"
-        self.observation_space = spaces.Box(-np.inf, np.inf, (self.observation.size,), self.observation.dtype)
+        limit = self.observation.limit
+        self.observation_space = spaces.Box(-limit, limit, (self.observation.size,), self.observation.dtype)
         self.seed(seed)
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
         self.previous_action = np.zeros((self.num_envs, model.nu), np.float32)

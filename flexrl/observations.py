@@ -13,6 +13,9 @@ from flexrl.physics import Array, Physics
 from flexrl.tasks import State
 
 
+PROPRIO_LIMIT = 1e4  # far above any speed that these bodies reach; the checkers of Gymnasium want finite bounds
+
+
 @dataclass(frozen=True)
 class Mirror:
     """A left-right reflection of a vector: entry i becomes sign[i] times entry source[i]."""
@@ -35,15 +38,16 @@ class Block:
 
 
 class Observation:
-    """Blocks side by side, as the one vector (num_envs, size) that a policy sees."""
+    """Blocks side by side, as the one vector (num_envs, size) that a policy sees, within +-`limit`."""
 
-    def __init__(self, blocks: list[Block], dtype: DTypeLike) -> None:
-        self.blocks, self.dtype = blocks, np.dtype(dtype)
+    def __init__(self, blocks: list[Block], dtype: DTypeLike, limit: float) -> None:
+        self.blocks, self.dtype, self.limit = blocks, np.dtype(dtype), limit
         self.size = sum(len(block.mirror.source) for block in blocks)
 
     def __call__(self, state: State) -> NDArray[np.floating]:
         """The observation of every simulation, (num_envs, size)."""
-        return np.concatenate([block.read(state) for block in self.blocks], axis=1, dtype=self.dtype, casting="same_kind")
+        obs = np.concatenate([block.read(state) for block in self.blocks], axis=1, dtype=self.dtype, casting="same_kind")
+        return obs if np.isinf(self.limit) else np.clip(obs, -self.limit, self.limit)
 
     def mirror(self) -> Mirror:
         """The reflection of the whole vector."""
@@ -87,8 +91,10 @@ def make_observation(kind: str, physics: Physics) -> Observation:
     """`proprio` or `v5` of this body."""
     if kind == "v5":
         blocks = humanoid_v5(physics) if physics.body.free else half_cheetah_v5(physics)
-        return Observation(blocks, np.float64)
-    return Observation(humanoid_proprio(physics) if physics.body.free else half_cheetah_proprio(physics), np.float32)
+        return Observation(blocks, np.float64, np.inf)
+    return Observation(
+        humanoid_proprio(physics) if physics.body.free else half_cheetah_proprio(physics), np.float32, PROPRIO_LIMIT
+    )
 
 
 def _no_mirror(size: int) -> Mirror:

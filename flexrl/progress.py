@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from flexrl.words import short
+
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -61,11 +63,4 @@ class Progress:
 
 
 def _steps(done: int, total: int) -> str:
-    return f"{_short(done)}/{_short(total)}"
-
-
-def _short(count: int) -> str:
-    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return str(count)
+    return f"{short(done)}/{short(total)}"

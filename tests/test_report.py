@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 import report
-from flexrl import plots, runs, snapshots
+from flexrl import ledger, lineage, plots, runs, snapshots, words
 from flexrl.config import Settings, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +135,7 @@ def test_the_tables_numbers(workspace, monkeypatch, capsys):
 def test_steps_per_second_is_the_median_of_the_last_quarter(workspace):
     speeds = [1.0] * 9 + [100.0, 300.0, 5000.0]  # the last 3 of 12; one of them an outlier
     lines = [{"step": i, "time/env_steps_per_second": speed} for i, speed in enumerate(speeds, 1)]
-    assert plots.summarise(write_run(workspace / "walk", lines=lines)).env_steps_per_second == 300.0
+    assert ledger.summarise(write_run(workspace / "walk", lines=lines)).env_steps_per_second == 300.0
 
 
 @pytest.mark.parametrize(
@@ -148,15 +148,15 @@ def test_steps_per_second_is_the_median_of_the_last_quarter(workspace):
     ],
 )
 def test_how_a_run_ended(workspace, how, state):
-    assert plots.summarise(write_run(workspace / "walk", how=how)).state == state
+    assert ledger.summarise(write_run(workspace / "walk", how=how)).state == state
 
 
 def test_a_run_is_running_while_its_lock_is_held(workspace):
     run = write_run(workspace / "walk", how="running")
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert plots.summarise(run).state == "running"
-    assert plots.summarise(run).state == "killed"
+        assert ledger.summarise(run).state == "running"
+    assert ledger.summarise(run).state == "killed"
 
 
 def test_a_real_run_is_read_as_it_writes(workspace, monkeypatch):
@@ -169,10 +169,10 @@ def test_a_real_run_is_read_as_it_writes(workspace, monkeypatch):
     run._writer = type("Writer", (), {"add_scalar": lambda *_: None, "close": lambda _: None})()
     with run:
         run.log(10, {"eval/return": 5.0})
-        assert plots.summarise(run.folder).state == "running"
-    row = plots.summarise(run.folder)
+        assert ledger.summarise(run.folder).state == "running"
+    row = ledger.summarise(run.folder)
     assert (row.state, row.seed, row.num_steps, row.planned_steps, row.last_return) == ("finished", 7, 10, 20, 5.0)
-    assert plots.trace(run.folder).parents[0].mark == "missing"
+    assert lineage.trace(run.folder).parents[0].mark == "missing"
 
 
 def test_broken_runs_are_rows_that_say_what_is_wrong(workspace, monkeypatch, capsys):
@@ -216,14 +216,14 @@ def test_broken_runs_are_rows_that_say_what_is_wrong(workspace, monkeypatch, cap
 def test_a_line_that_a_kill_has_cut_is_no_damage(workspace):
     run = write_run(workspace / "walk")
     write_metrics(run, default_lines(), '{"step": 5000, "eval/re')
-    row = plots.summarise(run)
+    row = ledger.summarise(run)
     assert (row.problems, row.num_steps) == ((), 4000)
 
 
 def test_where_steps_go_back_the_later_attempt_counts(workspace):
     first = [{"step": 1000 * i, "eval/return": 999.0} for i in (1, 2, 3)]
     again = [{"step": 1000 * i, "eval/return": float(i)} for i in (1, 2)]
-    row = plots.summarise(write_run(workspace / "walk", lines=first + again))
+    row = ledger.summarise(write_run(workspace / "walk", lines=first + again))
     assert (row.num_steps, row.best_return) == (2000, 2.0)
 
 
@@ -233,7 +233,7 @@ def test_returns_that_are_no_numbers_do_not_become_the_best(workspace):
         {"step": 2, "eval/return": math.nan},
         {"step": 3, "eval/return": math.inf},
     ]
-    row = plots.summarise(write_run(workspace / "walk", lines=lines))
+    row = ledger.summarise(write_run(workspace / "walk", lines=lines))
     assert (row.best_return, row.last_return, row.num_steps) == (3.0, 3.0, 3)
 
 
@@ -300,8 +300,8 @@ def test_a_names_stem(name, seed, stem):
 def test_mean_and_interval_over_seeds():
     # at step 2 the straight lines are at 2, 4 and 9: mean 5; a resample's mean lies between 2 and 9
     ends = [(0.0, 4.0), (0.0, 8.0), (0.0, 18.0)]
-    series = [plots.Series(np.array([0.0, 4.0]), np.array(pair)) for pair in ends]
-    series.append(plots.Series(np.array([0.0, 2.0, 6.0]), np.array([0.0, 5.0, 5.0])))
+    series = [ledger.Series(np.array([0.0, 4.0]), np.array(pair)) for pair in ends]
+    series.append(ledger.Series(np.array([0.0, 2.0, 6.0]), np.array([0.0, 5.0, 5.0])))
     steps, mean, low, high = plots.mean_and_interval(series)
     np.testing.assert_array_equal(steps, [0, 2, 4])  # as far as all have come
     np.testing.assert_allclose(mean, [0, 5, (4 + 8 + 18 + 5) / 4])
@@ -315,7 +315,7 @@ def test_mean_and_interval_over_seeds():
 
 
 def test_one_run_has_no_spread():
-    steps, mean, low, high = plots.mean_and_interval([plots.Series(np.array([1.0, 2.0]), np.array([3.0, 4.0]))])
+    steps, mean, low, high = plots.mean_and_interval([ledger.Series(np.array([1.0, 2.0]), np.array([3.0, 4.0]))])
     np.testing.assert_allclose([mean, low, high], [[3, 4]] * 3)
     np.testing.assert_array_equal(steps, [1, 2])
 
@@ -334,7 +334,7 @@ def test_one_run_has_no_spread():
     ],
 )
 def test_short_numbers(value, text):
-    assert plots.short(value) == text
+    assert words.short(value) == text
 
 
 def is_blank(path: Path) -> bool:
@@ -387,7 +387,7 @@ def test_the_usual_panels_of_two_groups(workspace, monkeypatch, capsys, tmp_path
 
 def test_a_seed_that_is_behind_hides_nothing(workspace):
     ahead, behind = curves_of(workspace, walk_0=(0, 1e-3), walk_1=(1, 1e-3))
-    only = {"eval/return": plots.Series(np.array([1000.0]), np.array([50.0]))}
+    only = {"eval/return": ledger.Series(np.array([1000.0]), np.array([50.0]))}
     behind = plots.Curves(behind.name, behind.settings, only)  # its only point lies before the other's first
     groups = plots.group_by_seed([ahead, behind])
     axes = plots.draw(groups, plots.make_panels(groups, ["eval/return"])).axes[0]
@@ -396,7 +396,7 @@ def test_a_seed_that_is_behind_hides_nothing(workspace):
 
 
 def test_many_points_are_averaged_not_dropped():
-    series = plots.Series(np.arange(1000.0), np.arange(1000.0) % 2)
+    series = ledger.Series(np.arange(1000.0), np.arange(1000.0) % 2)
     thin = plots._thin(series)
     assert len(thin.steps) <= plots.MAX_POINTS
     assert abs(thin.values.mean() - 0.5) < 0.06
@@ -479,12 +479,12 @@ def marks(run: Path) -> dict[str, str | None]:
     """Each ancestor's mark by its path."""
     found: dict[str, str | None] = {}
 
-    def walk(ancestor: plots.Ancestor) -> None:
+    def walk(ancestor: lineage.Ancestor) -> None:
         found[ancestor.path] = ancestor.mark
         for parent in ancestor.parents:
             walk(parent)
 
-    walk(plots.trace(run))
+    walk(lineage.trace(run))
     return found
 
 
@@ -495,7 +495,7 @@ def test_a_damaged_byte_is_seen(family):
         "workspace/middle/best": "intact",
         "workspace/walk/best": "damaged",
     }
-    problem = plots.trace(family / "walk").problem
+    problem = lineage.trace(family / "walk").problem
     assert problem is not None
     assert "policy.safetensors: is damaged" in problem
 
@@ -503,7 +503,7 @@ def test_a_damaged_byte_is_seen(family):
 def test_a_damaged_lineage_is_a_damaged_snapshot(family, monkeypatch, capsys):
     shutil.copytree(family / "middle" / "best", "elsewhere")
     flip(Path("elsewhere/lineage.json"))
-    assert plots.trace(Path("elsewhere")).mark == "damaged"
+    assert lineage.trace(Path("elsewhere")).mark == "damaged"
     Path("elsewhere/lineage.json").write_text("{")
     call(monkeypatch, "lineage", "elsewhere")
     assert "damaged" in capsys.readouterr().out
@@ -544,7 +544,7 @@ def test_a_file_can_be_a_parent(in_tmp):
 def test_a_snapshot_copied_elsewhere_knows_where_it_comes_from(family, monkeypatch, capsys, tmp_path):
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(family / "middle" / "best", copy)
-    ancestor = plots.trace(copy)
+    ancestor = lineage.trace(copy)
     assert ancestor.lineage is not None
     assert (ancestor.lineage.name, ancestor.mark, ancestor.num_steps, ancestor.state) == (
         "middle",
@@ -562,7 +562,7 @@ def test_a_snapshot_without_a_lineage_of_its_own_takes_its_runs(family):
     snapshots.write(run / "latest", {"policy.safetensors": b""})
     write_snapshot(run, "snapshots/2000")
     for name in ("latest", "best", "snapshots/2000"):
-        ancestor = plots.trace(run / name)
+        ancestor = lineage.trace(run / name)
         assert ancestor.lineage is not None
         assert (ancestor.lineage.name, ancestor.state) == ("walk", "finished")
 

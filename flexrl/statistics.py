@@ -1,0 +1,22 @@
+"""How far a mean over few runs or episodes can be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+NUM_RESAMPLES = 2000
+
+
+def bootstrap_interval(values: ArrayLike, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both ends, each (...), of the percentile bootstrap interval (Efron 1979) of the mean of values (num_runs, ...).
+
+    Resampled from a fixed generator: the same values give the same interval.
+    """
+    sample = np.asarray(values, float)
+    num_runs = len(sample)
+    counts = np.random.default_rng(0).multinomial(num_runs, np.full(num_runs, 1 / num_runs), NUM_RESAMPLES)
+    # from the first value on, so that rounding makes no spread where all are the same
+    means = sample[0] + np.tensordot(counts, sample - sample[0], axes=1) / num_runs  # (NUM_RESAMPLES, ...)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high

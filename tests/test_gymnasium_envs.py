@@ -1,0 +1,58 @@
+"""The registered environments pass Gymnasium's and SB3's own checks, and are the world that trains."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+
+import flexrl.gymnasium_envs as envs
+from flexrl.motor_world import MotorSettings, MotorWorld
+
+
+@pytest.mark.parametrize("name", ["flexrl/Humanoid-v0", "flexrl/HalfCheetah-v0"])
+def test_the_checkers_of_gymnasium_and_sb3_have_nothing_to_say(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make(name).unwrapped, skip_render_check=True)
+        check_env_sb3(gymnasium.make(name).unwrapped)
+
+
+def test_env_and_world_are_the_same_code() -> None:
+    env = gymnasium.make("flexrl/Humanoid-v0", physics="v5")
+    world = MotorWorld(MotorSettings(num_envs=1, physics="v5"), seed=4)
+    np.testing.assert_array_equal(env.reset(seed=4)[0], world.reset()[0])
+    for action in np.random.default_rng(0).uniform(-1, 1, (10, 17)).astype(np.float32):
+        obs, reward, terminated, truncated, info = env.step(action)
+        theirs = world.step(action[None])
+        np.testing.assert_array_equal(obs, theirs[0][0])
+        assert np.float32(reward) == theirs[1][0]
+        assert not terminated
+        assert not truncated
+        assert sum(value for key, value in info.items() if key.startswith("reward/")) == pytest.approx(reward)
+
+
+def test_it_renders() -> None:
+    env = gymnasium.make("flexrl/Humanoid-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    frame = env.render()
+    assert isinstance(frame, np.ndarray)
+    assert frame.shape == (360, 480, 3)
+    assert frame.std() > 5
+    env.close()
+
+
+def test_v5_settings_equal_gymnasiums_humanoid() -> None:
+    ours = gymnasium.make(
+        "flexrl/Humanoid-v0", task="v5", physics="v5", observation="v5", action="v5", disable_env_checker=True
+    )
+    theirs = gymnasium.make("Humanoid-v5")
+    np.testing.assert_array_equal(ours.reset(seed=2)[0], theirs.reset(seed=2)[0])
+    action = np.full(17, 0.1, np.float32)
+    for mine, other in zip(ours.step(action)[:4], theirs.step(action)[:4], strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert envs.MotorEnv.metadata["render_modes"] == ["rgb_array"]
