@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
-    "ppo": ["world.num_envs=32", "learner.n_steps=32", "learner.batch_size=256", "num_steps=60_000"],
+    "ppo": ["world.num_envs=32", "learner.n_steps=32", "learner.batch_size=256", "num_steps=30_000"],
     "recurrent_ppo": ["world.num_envs=16", "learner.n_steps=16", "learner.batch_size=64", "num_steps=4_000"],
     "sac": ["world.num_envs=8", "learner.buffer_size=400", "learner.learning_starts=80", "num_steps=800"],
 }
@@ -23,7 +23,7 @@ SMALL = {
 
 def command(workspace: Path, name: str, learner: str, *more: str) -> list[str]:
     settings = [f"learner.name={learner}", *SMALL[learner], "evaluation.every=20_000", "evaluation.episodes=2"]
-    settings += ["save_every=0", "video=false", "torch_threads=1", "world.num_threads=1"]
+    settings += ["save_every=0.3", "video=false", "torch_threads=1", "world.num_threads=1"]
     flags = [flag for setting in settings for flag in ("--set", setting)] if "--resume" not in more else []
     return [sys.executable, str(ROOT / "train.py"), "--workspace", str(workspace), "--name", name, *flags, *more]
 

@@ -12,7 +12,6 @@ from numpy.typing import DTypeLike, NDArray
 from flexrl.physics import Array, Physics
 from flexrl.tasks import State
 
-
 PROPRIO_LIMIT = 1e4  # far above any speed that these bodies reach; the checkers of Gymnasium want finite bounds
 
 
