@@ -19,7 +19,8 @@ from pydantic import Field, model_validator
 from flexrl import render, runs, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.evaluation import Trail, run_episodes, summarise
-from flexrl.learners import SETTINGS, Learner, LearnerSettings, check_fit, make_learner
+from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
+from flexrl.learners import Learner, make_learner
 from flexrl.motor_world import MotorSettings, TaskName, resolve_task
 from flexrl.policies import load_policy, open_snapshot, policy_of, snapshot_files
 from flexrl.progress import Progress

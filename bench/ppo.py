@@ -49,7 +49,8 @@ def peer(iterations: int) -> float:
 
 def ours(physics: str, iterations: int) -> float:
     """Our world and loop, with Gymnasium's observation, reward and action range."""
-    from flexrl.learners import SETTINGS, make_learner
+    from flexrl.learner_settings import SETTINGS
+    from flexrl.learners import make_learner
     from flexrl.motor_world import MotorSettings
     from flexrl.worlds import make_world, normalise
 

@@ -12,10 +12,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from flexrl import render
 from flexrl.config import UserError
-from flexrl.learners import forked_randomness
 from flexrl.motor_world import MotorWorld
 from flexrl.physics import Array
 from flexrl.policies import Policy
+from flexrl.randomness import forked_randomness
 from flexrl.statistics import bootstrap_interval
 
 

@@ -26,7 +26,7 @@ class MotorEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 67}  # the humanoid's control step is 15 ms
 
     def __init__(self, body: str, render_mode: str | None = None, **settings: Any) -> None:
-        if render_mode not in (None, *self.metadata["render_modes"]):
+        if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode: expected rgb_array or None, found {render_mode!r}")
         self.render_mode = render_mode
         self.batch = MotorBatch(MotorSettings(body=body, num_envs=1, num_threads=1, **settings))  # type: ignore[arg-type]

@@ -2,165 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import random
 import time
-import typing
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, create_model
-from sb3_contrib import TQC, CrossQ, RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3 import A2C, PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from torch import nn
 
-from flexrl.config import Settings, choice
+from flexrl.learner_settings import ACTIVATIONS, LEARNERS, Schedule
 from flexrl.networks import MirroredActorCriticPolicy
+from flexrl.randomness import random_state, set_random_state
 from flexrl.replay import MappedNStepReplayBuffer, MappedReplayBuffer, Replay
 from flexrl.worlds import mirrors_of
-
-LEARNERS: dict[str, type[BaseAlgorithm]] = {
-    "ppo": PPO,
-    "recurrent_ppo": RecurrentPPO,
-    "a2c": A2C,
-    "sac": SAC,
-    "tqc": TQC,
-    "crossq": CrossQ,
-}
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    name.lower(): getattr(nn, name) for name in ("Tanh", "ReLU", "ELU", "SiLU", "GELU", "LeakyReLU")
-}
-
-
-class Schedule(Settings):
-    """A value that moves in a straight line from `start` to `end` over the run."""
-
-    start: float
-    end: float
-
-    def __call__(self, progress_remaining: float) -> float:
-        """SB3's schedule: `progress_remaining` goes from 1 to 0."""
-        return self.end + (self.start - self.end) * progress_remaining
-
-
-class Noise(Settings):
-    """Gaussian noise added to actions while collecting, in units of the action."""
-
-    sigma: float = Field(gt=0)
-
-
-# Arguments of SB3's constructors that are no settings of a learner: the run gives them, or they are Python classes.
-_GIVEN = {
-    *("self", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"),
-    *("rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "policy_kwargs"),
-}
-_GIVEN_TO_POLICY = {
-    *("self", "observation_space", "action_space", "lr_schedule", "use_sde", "squash_output"),
-    *("features_extractor_class", "features_extractor_kwargs", "optimizer_class"),
-}
-
-# Where our batched worlds want another default than SB3's, which is made for a handful of envs.
-_ON_POLICY = {"learning_rate": Schedule(start=5e-4, end=1e-4), "n_steps": 64, "gamma": 0.99, "gae_lambda": 0.95}
-# gradient_steps -1: as many updates as env steps were collected (one vector step of N envs is followed by N updates), so
-# that the ratio of updates to data is that of a single env, whatever N is. 0.25 * N, say, trades data for speed.
-_OFF_POLICY = {"gradient_steps": -1, "train_freq": 1, "learning_starts": 10_000}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": _ON_POLICY | {"batch_size": 512, "n_epochs": 4},
-    "recurrent_ppo": _ON_POLICY | {"batch_size": 2048, "n_epochs": 4},
-    "a2c": {"n_steps": 16},
-    "sac": _OFF_POLICY,
-    "tqc": _OFF_POLICY,
-    "crossq": _OFF_POLICY,
-}
-POLICY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {"net_arch": [128, 128], "activation_fn": "elu", "log_std_init": -0.5},
-    "recurrent_ppo": {"net_arch": [128], "activation_fn": "elu", "log_std_init": -0.5, "lstm_hidden_size": 128},
-}
-
-# What each argument must satisfy, where SB3 itself would fail late or train nonsense.
-_LIMITS: dict[str, dict[str, float]] = {
-    **{name: {"ge": 1} for name in ("n_steps", "n_epochs", "buffer_size", "stats_window_size", "policy_delay")},
-    **{name: {"ge": 1} for name in ("target_update_interval", "lstm_hidden_size", "n_lstm_layers", "n_critics", "n_quantiles")},
-    "batch_size": {"ge": 2},
-    **{name: {"gt": 0, "le": 1} for name in ("gamma", "gae_lambda", "tau")},
-    **{name: {"ge": 0} for name in ("vf_coef", "learning_starts")},
-    **{name: {"gt": 0} for name in ("max_grad_norm", "target_kl", "rms_prop_eps")},
-    "gradient_steps": {"ge": -1},
-    "sde_sample_freq": {"ge": -1},
-}
-
-
-def _number_type(annotation: Any) -> Any:
-    """A YAML type for an argument's annotation: schedules for functions of progress, noise for ActionNoise."""
-    parts = typing.get_args(annotation) or (annotation,)
-    translated: list[Any] = []
-    for part in parts:
-        if part is Callable or (typing.get_origin(part) is not None and "Callable" in str(part)):
-            translated.append(Schedule)
-        elif inspect.isclass(part) and part.__name__ == "ActionNoise":
-            translated.append(Noise)
-        else:
-            translated.append(part)
-    return Union[tuple(translated)] if typing.get_origin(annotation) is not dict else annotation  # noqa: UP007
-
-
-def _field(name: str, parameter: inspect.Parameter, default: Any) -> tuple[Any, Any]:
-    annotation = parameter.annotation
-    if name == "activation_fn":
-        return Literal[tuple(ACTIVATIONS)], default
-    if name in ("net_arch",):
-        layers = list[typing.Annotated[int, Field(ge=1, le=65536)]]
-        return layers | dict[Literal["pi", "vf", "qf"], layers] | None, default
-    if name.endswith("_kwargs"):
-        return dict[str, Any] | None, default
-    return _number_type(annotation), Field(default, **_LIMITS.get(name, {}))  # type: ignore[call-overload]
-
-
-def _settings_of(name: str, algorithm: type[BaseAlgorithm]) -> type[Settings]:
-    """The settings class of one learner: its name, its policy, and every argument of its constructor with SB3's names."""
-    policies = [alias for alias in algorithm.policy_aliases if alias.startswith("Mlp")]
-    policy_class = algorithm.policy_aliases[policies[0]]
-    kwargs: dict[str, Any] = {}
-    for key, parameter in inspect.signature(policy_class.__init__).parameters.items():
-        if key not in _GIVEN_TO_POLICY:
-            default = POLICY_DEFAULTS.get(name, {}).get(key, parameter.default)
-            if inspect.isclass(default):
-                default = default.__name__.lower()
-            kwargs[key] = _field(key, parameter, default)
-    policy_settings = create_model(f"{algorithm.__name__}PolicySettings", __base__=Settings, **kwargs)
-    if name in ("ppo", "a2c"):
-        policies = ["auto", *policies, "MirroredPolicy"]
-    fields: dict[str, Any] = {"name": (Literal[name], name), "policy": (Literal[tuple(policies)], policies[0])}
-    for key, parameter in inspect.signature(algorithm.__init__).parameters.items():
-        if key not in _GIVEN and key != "policy":
-            fields[key] = _field(key, parameter, DEFAULTS[name].get(key, parameter.default))
-    if issubclass(algorithm, OffPolicyAlgorithm):
-        # keep the replay buffer in files of the run (memory-mapped), so that --resume goes on exactly; false: in memory
-        fields["save_replay_buffer"] = (bool, True)
-    fields["policy_kwargs"] = (policy_settings, policy_settings())
-    return create_model(
-        f"{algorithm.__name__}Settings", __base__=Settings, __doc__=f"Arguments of {algorithm.__name__}.", **fields
-    )
-
-
-SETTINGS = {name: _settings_of(name, algorithm) for name, algorithm in LEARNERS.items()}
-
-
-# A learner's settings; `learner: {n_steps: 32}` means PPO.
-LearnerSettings = choice("name", SETTINGS, default="ppo")
 
 
 def make_learner(
@@ -199,19 +60,6 @@ def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tupl
                 arguments["replay_buffer_kwargs"] |= {"n_steps": settings.n_steps, "gamma": settings.gamma}
                 arguments["n_steps"] = 1  # the buffer knows; SB3 warns if it is told beside a buffer of our own
     return policy, arguments | {"policy_kwargs": policy_kwargs}
-
-
-def check_fit(settings: Any, world: Any) -> None:
-    """ValueError with a sentence if these learner settings cannot work on a world of these settings."""
-    has_mirror = world.kind == "motor" and world.body == "humanoid" and world.observation == "proprio"
-    if settings.policy == "MirroredPolicy" and not has_mirror:
-        raise ValueError("learner.policy: MirroredPolicy needs the humanoid with observation proprio; write MlpPolicy")
-    if settings.name in ("ppo", "recurrent_ppo") and settings.n_steps * world.num_envs < 2:
-        raise ValueError("learner.n_steps: one step of one env is too little for PPO; write at least 2")
-    if settings.name in ("ppo", "a2c", "recurrent_ppo") and settings.use_sde and settings.policy in ("auto", "MirroredPolicy"):
-        raise ValueError("learner.use_sde: state-dependent exploration has no mirror image; write policy: MlpPolicy")
-    if hasattr(settings, "buffer_size") and settings.buffer_size < 10 * world.num_envs:
-        raise ValueError(f"learner.buffer_size: expected at least 10 steps of each of the {world.num_envs} envs")
 
 
 class Learner:
@@ -435,47 +283,3 @@ def _set_normaliser_state(normaliser: VecNormalize, state: dict[str, Any]) -> No
         if name in state:
             rms = getattr(normaliser, name)
             rms.mean, rms.var, rms.count = state[name]["mean"].copy(), state[name]["var"].copy(), state[name]["count"]
-
-
-def random_state() -> dict[str, Any]:
-    """The ambient generators that SB3 draws from: Python's, NumPy's and torch's."""
-    version, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=False)
-    state: dict[str, Any] = {
-        "python": {"version": version, "words": np.array(words, np.uint32), "gauss": gauss},
-        "numpy": {
-            "key": numpy_state["state"]["key"].copy(),
-            "pos": numpy_state["state"]["pos"],
-            "has_gauss": numpy_state["has_gauss"],
-            "gauss": numpy_state["gauss"],
-        },
-        "torch": torch.get_rng_state().numpy().copy(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = [part.numpy().copy() for part in torch.cuda.get_rng_state_all()]
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Puts the ambient generators where `random_state` read them."""
-    python, numpy_state = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(int(word) for word in python["words"]), python["gauss"]))
-    words = {"key": numpy_state["key"], "pos": numpy_state["pos"]}
-    gauss = {"has_gauss": numpy_state["has_gauss"], "gauss": numpy_state["gauss"]}
-    np.random.set_state({"bit_generator": "MT19937", "state": words, **gauss})
-    torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state_all([torch.from_numpy(part.copy()) for part in state["cuda"]])
-
-
-@contextlib.contextmanager
-def forked_randomness(seed: int) -> typing.Iterator[None]:
-    """Ambient generators seeded for a while, and put back as they were: an evaluation must not move the training."""
-    before = random_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        set_random_state(before)

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from flexrl.config import Settings
 from flexrl.observations import Observation, make_observation
 from flexrl.physics import BODIES, Array, Mode, Physics
+from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.tasks import State, Task, contact_cost, find_task
 
 Bools = NDArray[np.bool_]
@@ -182,28 +183,6 @@ class MotorBatch:
         self.num_steps = state["num_steps"].copy()
         self.previous_action = state["previous_action"].copy()
         self.position = state["position"].copy()
-
-
-def pack_generator(rng: np.random.Generator) -> NDArray[np.uint64]:
-    """A PCG64 generator's whole state as six 64-bit words."""
-    state: dict[str, Any] = dict(rng.bit_generator.state)
-    words = [state["state"]["state"], state["state"]["inc"]]
-    mask = (1 << 64) - 1
-    return np.array(
-        [part for word in words for part in (word >> 64, word & mask)] + [state["has_uint32"], state["uinteger"]],
-        dtype=np.uint64,
-    )
-
-
-def unpack_generator(rng: np.random.Generator, row: NDArray[np.uint64]) -> None:
-    """Puts `rng` into the state that `pack_generator` read."""
-    high, low, inc_high, inc_low, has_uint32, uinteger = (int(word) for word in row)
-    rng.bit_generator.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": high << 64 | low, "inc": inc_high << 64 | inc_low},
-        "has_uint32": has_uint32,
-        "uinteger": uinteger,
-    }
 
 
 class MotorWorld(VecEnv):

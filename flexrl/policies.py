@@ -17,7 +17,8 @@ from pydantic import ConfigDict
 
 from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
-from flexrl.learners import SETTINGS, Learner, LearnerSettings, make_learner
+from flexrl.learner_settings import SETTINGS, LearnerSettings
+from flexrl.learners import Learner, make_learner
 from flexrl.motor_world import MotorSettings
 from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise
 

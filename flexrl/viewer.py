@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from flexrl import render
+from flexrl import looks, render
 from flexrl.config import UserError
 
 Array = NDArray[np.float64]
@@ -51,7 +51,7 @@ def web(
         raise UserError(f"port {port}: expected a number from 0 (the first free one) to 65535")
     from mujoco.studio import launch_thread
 
-    model = render.dress(model)
+    model = looks.dress(model)
     data = mujoco.MjData(model)
     started: list[int] = []  # the port, from the viewer's thread
 
@@ -91,7 +91,7 @@ def window(model: mujoco.MjModel, steps: Iterator[Array], dt: float) -> None:
         raise UserError(f"no display for a window ({answer}); use --viewer web or --video FILE")
     from mujoco import viewer
 
-    model = render.dress(model)
+    model = looks.dress(model)
     data = mujoco.MjData(model)
     with viewer.launch_passive(model, data, show_left_ui=False, show_right_ui=False) as handle:
         _place_camera(handle.cam, model)

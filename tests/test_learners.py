@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from flexrl import config, snapshots
-from flexrl.learners import LEARNERS, SETTINGS, Learner, forked_randomness, make_learner
+from flexrl.learner_settings import LEARNERS, SETTINGS
+from flexrl.learners import Learner, make_learner
 from flexrl.motor_world import MotorSettings
 from flexrl.networks import MirroredActorCriticPolicy
+from flexrl.randomness import forked_randomness
 from flexrl.worlds import GymnasiumSettings, make_world, normalise
 from train import TrainSettings
 

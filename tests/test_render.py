@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from flexrl import render
+from flexrl import looks, render
 from flexrl.config import UserError
 from flexrl.physics import BODIES, load_model
 
@@ -78,7 +78,7 @@ def test_dressing_changes_neither_the_model_nor_its_physics():
     model = humanoid()
     before, after = np.empty(mujoco.mj_sizeModel(model), np.uint8), np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, before)
-    dressed = render.dress(model, SIZE)
+    dressed = looks.dress(model, SIZE)
     mujoco.mj_saveModel(model, None, after)
     np.testing.assert_array_equal(before, after)
     states = []
