@@ -165,10 +165,10 @@ def print_table(episodes: list[Episode]) -> None:
         "ended by": ["fall" if e.terminated else "time" for e in episodes],
     }
     if "mean_speed" in summary:
-        rows["speed (m/s)"] = [f"{e.mean_speed:.2f}" for e in episodes]
+        rows["speed (m/s)"] = [f"{e.mean_speed:z.2f}" for e in episodes]
     if len(episodes) <= MAX_COLUMNS:
         for name in episodes[0].rewards:
-            rows[f"{name} / step"] = [f"{e.rewards[name] / e.length:.2f}" for e in episodes]
+            rows[f"{name} / step"] = [f"{e.rewards[name] / e.length:z.2f}" for e in episodes]
     table = Table(box=None, show_header=False, pad_edge=False)
     lines = (
         rows.items() if len(episodes) <= MAX_COLUMNS else zip(*([name, *cells] for name, cells in rows.items()), strict=True)
@@ -183,7 +183,7 @@ def print_table(episodes: list[Episode]) -> None:
             mean, (low, high) = summary[name]["mean"], summary[name]["interval"]
             unit = " m/s" if name == "mean_speed" else ""
             label = name.removeprefix("mean_")
-            print(f"mean {label} {mean:,.{digits}f}{unit}  (95 % interval {low:,.{digits}f} to {high:,.{digits}f})")
+            print(f"mean {label} {mean:z,.{digits}f}{unit}  (95 % interval {low:,.{digits}f} to {high:,.{digits}f})")
     if len(episodes) > MAX_COLUMNS:
         steps = sum(e.length for e in episodes)
         terms = (f"{name} {sum(e.rewards[name] for e in episodes) / steps:.2f}" for name in episodes[0].rewards)

@@ -22,7 +22,7 @@ SMALL = {
 
 
 def command(workspace: Path, name: str, learner: str, *more: str) -> list[str]:
-    settings = [f"learner.name={learner}", *SMALL[learner], "evaluation.every=20_000", "evaluation.episodes=2"]
+    settings = [f"learner.name={learner}", *SMALL[learner], "evaluation.every=10_000", "evaluation.episodes=2"]
     settings += ["save_every=0.3", "video=false", "torch_threads=1", "world.num_threads=1"]
     flags = [flag for setting in settings for flag in ("--set", setting)] if "--resume" not in more else []
     return [sys.executable, str(ROOT / "train.py"), "--workspace", str(workspace), "--name", name, *flags, *more]
@@ -61,8 +61,9 @@ def main() -> None:
                     stderr=subprocess.PIPE,
                 )
                 try:
-                    # the first kill at any moment of the run's life; each run is killed once or twice
-                    _, err = process.communicate(timeout=rng.uniform(0.3, 1.0) * seconds if kills < 2 else None)
+                    # each run is killed once or twice, the first time early enough to be sure of it
+                    wait = rng.uniform(0.15, 0.7) if kills == 0 else rng.uniform(0.3, 1.0)
+                    _, err = process.communicate(timeout=wait * seconds if kills < 2 else None)
                     break
                 except subprocess.TimeoutExpired:
                     process.kill()
@@ -70,6 +71,8 @@ def main() -> None:
                     kills += 1
                     if (workspace / name / "config.yaml").exists():
                         more = ("--resume",)
+            if kills == 0:
+                sys.exit(f"{name}: ended before it could be killed; the machine's speed changes too much, run it again")
             if process.returncode != 0:
                 sys.exit(f"{name}: exit code {process.returncode}\n{err.decode()}")
             same = final_hash(workspace / name) == expected
