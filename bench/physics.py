@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -54,22 +55,14 @@ def ours(observation: str, physics: str, seconds: float) -> float:
     return time_steps(step, seconds)
 
 
-def subproc(num: int, seconds: float) -> float:
-    world, rng = SubprocVecEnv([lambda: gymnasium.make(ID)] * num), np.random.default_rng(0)
+def vector_env(kind: str, num: int, seconds: float) -> float:
+    """A peer with `num` processes."""
+    if kind == "SubprocVecEnv":
+        world: Any = SubprocVecEnv([lambda: gymnasium.make(ID)] * num)
+    else:
+        world = gymnasium.make_vec(ID, num, vectorization_mode="async")
+    rng = np.random.default_rng(0)
     world.reset()
-
-    def step() -> int:
-        world.step(rng.uniform(-0.4, 0.4, (num, 17)).astype(np.float32))
-        return num
-
-    speed = time_steps(step, seconds)
-    world.close()
-    return speed
-
-
-def asynchronous(num: int, seconds: float) -> float:
-    world, rng = gymnasium.make_vec(ID, num, vectorization_mode="async"), np.random.default_rng(0)
-    world.reset(seed=0)
 
     def step() -> int:
         world.step(rng.uniform(-0.4, 0.4, (num, 17)).astype(np.float32))
@@ -120,8 +113,8 @@ def main() -> None:
         f"{NUM_THREADS} C-speed loops at once": lambda s: c_loops(NUM_THREADS, s),
     }
     for num in (2, 4, 8):
-        contestants[f"SB3 SubprocVecEnv({num})"] = lambda s, num=num: subproc(num, s)
-        contestants[f"Gymnasium AsyncVectorEnv({num})"] = lambda s, num=num: asynchronous(num, s)
+        contestants[f"SB3 SubprocVecEnv({num})"] = lambda s, num=num: vector_env("SubprocVecEnv", num, s)
+        contestants[f"Gymnasium AsyncVectorEnv({num})"] = lambda s, num=num: vector_env("AsyncVectorEnv", num, s)
     measured: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(arguments.repeats):  # in turns, so that a noisy minute hits all alike
         for name, measure in contestants.items():

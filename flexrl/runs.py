@@ -185,7 +185,8 @@ class Run(Generic[S]):
             signal.signal(number, handler)
         self._lock.close()
         if isinstance(error, Stopped):
-            again = f"python {Path(sys.argv[0]).name} --name {self.name} --resume"
+            where = "" if self.folder.parent == Path("workspace") else f" --workspace {self.folder.parent}"
+            again = f"python {Path(sys.argv[0]).name} --name {self.name} --resume{where}"
             print(f"\nstopped by {error} at step {self.num_steps:,}; go on with: {again}", file=sys.stderr)
             sys.exit(128 + error.signum)
         if error is None and not saved:
