@@ -52,7 +52,11 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
-    parser.add_argument("--video", type=Path, help="record the first episode to this .mp4 or .gif")
+    parser.add_argument(
+        "--video",
+        type=Path,
+        help="record the first episode to this .mp4 or .gif, or a second of it as a row of frames to this .png",
+    )
     parser.add_argument("--viewer", choices=("web", "window"), help="watch the first episode live")
     parser.add_argument("--port", type=int, default=0, help="the web viewer's port (default: the first free one)")
     parser.add_argument("--public", action="store_true", help="let other machines see the web viewer (it has no password)")
@@ -83,7 +87,8 @@ def main() -> None:
             return
         trail = None
         if arguments.video:
-            render.check_video(arguments.video)
+            if arguments.video.suffix != ".png":
+                render.check_video(arguments.video)
             trail = Trail(world)
         episodes = run_episodes(policy, world, arguments.seed, trail)
         if arguments.json:

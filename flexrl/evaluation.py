@@ -78,7 +78,15 @@ class Trail:
         self.qpos.append(self.physics.qpos[0].copy())
 
     def write(self, path: Path, num_steps: int) -> None:
-        """The first `num_steps` control steps as a video; RenderError if this machine cannot draw."""
+        """The first `num_steps` control steps as a video, or their third second as a row of frames if `path` is a .png.
+
+        RenderError if this machine cannot draw.
+        """
+        if path.suffix == ".png":
+            second = int(1.0 / self.physics.dt)
+            steps = self.qpos[: min(num_steps, 3 * second)][-second:]
+            render.contact_sheet(path, self.physics.model, steps, self.physics.dt, columns=8, size=(160, 280))
+            return
         render.write_video(path, self.physics.model, self.qpos[:num_steps], self.physics.dt)
 
 
