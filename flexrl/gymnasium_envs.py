@@ -50,7 +50,8 @@ class MotorEnv(gymnasium.Env):
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.floating], float, bool, bool, dict[str, Any]]:
         """One control step with `action` (num_motors,)."""
         result = self.batch.step(np.asarray(action)[None])
-        info: dict[str, Any] = {f"reward/{name}": float(value[0]) for name, value in result.terms.items()}
+        terms = zip(self.batch.task.term_names, result.terms[:, 0], strict=True)
+        info: dict[str, Any] = {f"reward/{name}": float(value) for name, value in terms}
         info["diverged"] = bool(result.diverged[0])
         ended = bool(result.terminated[0]), bool(result.truncated[0])
         return result.obs[0], float(result.reward[0]), ended[0], ended[1], info

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from flexrl.config import Settings
 from flexrl.observations import Observation, make_observation
-from flexrl.physics import BODIES, Array, Mode, Physics
+from flexrl.physics import ALL, BODIES, Array, Mode, Physics
 from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.tasks import State, Task, contact_cost, find_task
 
@@ -81,7 +81,7 @@ class StepResult:
 
     obs: NDArray[np.floating]  # (num_envs, obs_dim)
     reward: Array  # (num_envs,)
-    terms: dict[str, Array]  # reward/<name>: weighted, (num_envs,)
+    terms: Array  # weighted, in the order of Task.term_names, (num_terms, num_envs)
     terminated: Bools
     truncated: Bools
     diverged: Bools
@@ -128,21 +128,18 @@ class MotorBatch:
         self.physics.reset(ids, np.array([qpos for qpos, _ in starts]), np.array([qvel for _, qvel in starts]))
         self.num_steps[ids] = 0
         self.previous_action[ids] = 0
-        self.position[ids] = self.physics.ground_position()[ids]
-        return self.observe(self.previous_action)[ids]
+        self.position[ids] = self.physics.ground_position(ids)
+        return self.observation(self._state(self.previous_action[ids], np.zeros((len(ids), 2)), ids))
 
-    def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
-        """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
-        return self.observation(self._state(action, np.zeros((self.num_envs, 2))))
-
-    def _state(self, action: NDArray[np.floating], ground_velocity: Array) -> State:
+    def _state(self, action: NDArray[np.floating], ground_velocity: Array, ids: slice | NDArray[np.intp] = ALL) -> State:
         return State(
             physics=self.physics,
             action=action,
-            previous_action=self.previous_action,
+            previous_action=self.previous_action[ids],
             ground_velocity=ground_velocity,
-            time=self.num_steps * self.physics.dt,
+            time=self.num_steps[ids] * self.physics.dt,
             target_speed=self.task.target_speed,
+            ids=ids,
         )
 
     def step(self, action: NDArray[np.floating]) -> StepResult:
@@ -153,7 +150,9 @@ class MotorBatch:
         position = self.physics.ground_position()
         state = self._state(action, (position - self.position) / self.physics.dt)
         self.position = position
-        terms = {term.__name__: weight * term(state) for term, weight in self.task.rewards.items()}
+        terms = np.empty((len(self.task.rewards), self.num_envs))
+        for row, (term, weight) in zip(terms, self.task.rewards.items(), strict=True):
+            row[:] = weight * term(state)
         reward = self.task.total(terms)
         terminated = self.task.fallen(state) | diverged
         truncated = self.num_steps >= self.task.max_steps
@@ -162,7 +161,7 @@ class MotorBatch:
         if diverged.any():
             obs = np.where(diverged[:, None], 0, obs)
             reward = np.where(diverged, 0.0, reward)
-            terms = {name: np.where(diverged, 0.0, value) for name, value in terms.items()}
+            terms[:, diverged] = 0.0
         return StepResult(obs, reward, terms, terminated, truncated, diverged)
 
     def get_state(self) -> dict[str, NDArray[Any]]:
@@ -196,7 +195,7 @@ class MotorWorld(VecEnv):
         self.batch = MotorBatch(settings, seed)
         self.render_mode = None
         super().__init__(settings.num_envs, self.batch.observation_space, self.batch.action_space)
-        self._term_names = [term.__name__ for term in self.batch.task.rewards]
+        self._term_names = self.batch.task.term_names
         self._actions: NDArray[np.floating] = np.zeros((self.num_envs, *self.action_space.shape), np.float32)
         self._sums = np.zeros((len(self._term_names) + 1, self.num_envs))  # return, then each term
         self._start_x = np.zeros(self.num_envs)  # m
@@ -220,8 +219,7 @@ class MotorWorld(VecEnv):
         """SB3's step: observations, rewards, dones, infos; `infos` is one shared empty dict where nothing ended."""
         result = self.batch.step(self._actions)
         self._sums[0] += result.reward
-        for row, name in enumerate(self._term_names, start=1):
-            self._sums[row] += result.terms[name]
+        self._sums[1:] += result.terms
         done = result.terminated | result.truncated
         infos: list[dict[str, Any]] = [_NO_INFO] * self.num_envs
         ids = np.flatnonzero(done)

@@ -46,7 +46,7 @@ class Observation:
     def __call__(self, state: State) -> NDArray[np.floating]:
         """The observation of every simulation, (num_envs, size)."""
         obs = np.concatenate([block.read(state) for block in self.blocks], axis=1, dtype=self.dtype, casting="same_kind")
-        return obs if np.isinf(self.limit) else np.clip(obs, -self.limit, self.limit)
+        return obs if np.isinf(self.limit) else obs.clip(-self.limit, self.limit, out=obs)
 
     def mirror(self) -> Mirror:
         """The reflection of the whole vector."""
@@ -136,10 +136,10 @@ def humanoid_v5(physics: Physics) -> list[Block]:
     return [
         Block("qpos", lambda state: state.qpos[:, 2:], _no_mirror(physics.model.nq - 2)),
         Block("qvel", lambda state: state.qvel, _no_mirror(physics.model.nv)),
-        Block("cinert", lambda state: _flat(physics.cinert[:, 1:]), _no_mirror(10 * nbody)),
-        Block("cvel", lambda state: _flat(physics.cvel[:, 1:]), _no_mirror(6 * nbody)),
-        Block("qfrc_actuator", lambda state: physics.qfrc_actuator[:, 6:], _no_mirror(physics.model.nv - 6)),
-        Block("cfrc_ext", lambda state: _flat(physics.cfrc_ext[:, 1:]), _no_mirror(6 * nbody)),
+        Block("cinert", lambda state: _flat(state.read("cinert")[:, 1:]), _no_mirror(10 * nbody)),
+        Block("cvel", lambda state: _flat(state.read("cvel")[:, 1:]), _no_mirror(6 * nbody)),
+        Block("qfrc_actuator", lambda state: state.read("qfrc_actuator")[:, 6:], _no_mirror(physics.model.nv - 6)),
+        Block("cfrc_ext", lambda state: _flat(state.read("cfrc_ext")[:, 1:]), _no_mirror(6 * nbody)),
     ]
 
 

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Mode = Literal["v5", "fast"]
 
-# Warnings after which MuJoCo has put the simulation back to its default state: the episode is lost.
-DIVERGED_WARNINGS = [
-    int(mujoco.mjtWarning.mjWARN_BADQPOS),
-    int(mujoco.mjtWarning.mjWARN_BADQVEL),
-    int(mujoco.mjtWarning.mjWARN_BADQACC),
-]
+# Warnings after which MuJoCo has put the simulation back to its default state (bad qpos, qvel, qacc): the episode is lost.
+DIVERGED_WARNINGS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
+
+
+ALL = slice(None)  # simulations
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,9 @@ class Physics:
         self._batch = Batch(self.model, num_envs, self.num_threads, persistent=self._exact_contacts)
         bind = self._batch.bind
         self.qpos, self.qvel, self.ctrl = bind("qpos"), bind("qvel"), bind("ctrl")
+        # time, positions and velocities lead a state row, in this order
+        self._motion = self._batch.state[:, : 1 + self.model.nq + self.model.nv]
+        self._start = self._batch.state[0].copy()  # (nstate,): time 0, no warm start
         self.xipos, self.geom_xpos = bind("xipos"), bind("geom_xpos")
         self.cinert, self.cvel, self.qfrc_actuator = bind("cinert"), bind("cvel"), bind("qfrc_actuator")
         if mode == "fast":
@@ -125,6 +127,7 @@ class Physics:
         self._data = mujoco.MjData(self.model)
         self._default_qpos, self._default_qvel = self._data.qpos.copy(), self._data.qvel.copy()
         self._mass = self.model.body_mass[:, None].copy()  # (nbody, 1) kg
+        self._total_mass = np.sum(self._mass)
         self._num_warnings = np.zeros(num_envs, np.int64)
 
         self.foot_ids = [self.model.geom(name).id for name in body.feet]
@@ -136,14 +139,16 @@ class Physics:
         """The XML's own posture, (nq,)."""
         return self._default_qpos
 
-    def ground_position(self) -> Array:
-        """Where each simulation is over the ground, (num_envs, 2) m, as its Gymnasium env measures speed.
+    def ground_position(self, ids: slice | NDArray[np.intp] = ALL) -> Array:
+        """Where simulations `ids` (n,) are over the ground, (n, 2) m, as their Gymnasium env measures speed.
 
         The humanoid's centre of mass (the sum in Gymnasium's order), the cheetah's root.
         """
         if self.body.free:
-            return (np.sum(self._mass * self.xipos, axis=1) / np.sum(self._mass))[:, 0:2]
-        return np.stack([self.qpos[:, 0], np.zeros(self.num_envs)], axis=1)
+            bodies = self.xipos[ids, :, 0:2].transpose(1, 0, 2)  # summed one body after the other, as np.sum does over axis 1
+            return np.add.reduce(bodies * self._mass[:, None], axis=0) / self._total_mass
+        x = self.qpos[ids, 0]
+        return np.stack([x, np.zeros(len(x))], axis=1)
 
     def step(self, ctrl: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Hold `ctrl` (num_envs, nu) for one control step; returns which simulations diverged, (num_envs,)."""
@@ -161,20 +166,18 @@ class Physics:
         num_warnings = self._count_warnings()
         diverged |= num_warnings != self._num_warnings
         self._num_warnings = num_warnings
-        diverged |= ~np.isfinite(self.qpos).all(axis=1) | ~np.isfinite(self.qvel).all(axis=1)
-        return diverged
+        return diverged | ~np.isfinite(self._motion).all(axis=1)
 
     def reset(self, ids: NDArray[np.intp], qpos: Array, qvel: Array) -> None:
         """Start simulations `ids` (n,) anew from `qpos` (n, nq) and `qvel` (n, nv), derived fields computed."""
-        self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        self._batch.state[ids] = self._start
         self.qpos[ids], self.qvel[ids] = qpos, qvel
         self._batch.forward(ids)
         if self.mode == "v5":
             self.cfrc_ext[ids] = 0.0
-        self._num_warnings = self._count_warnings()
 
     def _count_warnings(self) -> NDArray[np.int64]:
-        return self._batch.warning[:, DIVERGED_WARNINGS, 1].sum(axis=1)
+        return self._batch.warning[:, DIVERGED_WARNINGS, 1].sum(axis=1)  # type: ignore[no-any-return]
 
     def get_state(self) -> NDArray[np.float64]:
         """Everything that the next steps depend on, warm start included: (num_envs, nstate); see `set_state`."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flexrl.physics import Array, Physics
+from flexrl.physics import ALL, Array, Physics
 
 GAIT_FREQUENCY = 1.5  # Hz: full left-right cycles; 1.25 to 1.5 in MuJoCo Playground's and mjlab's walkers
 FOOT_CLEARANCE = 0.12  # m: how high the swinging foot is asked to be lifted at mid-swing
@@ -18,9 +18,20 @@ FALLEN_HEIGHT = 1.0  # m: Humanoid-v5 ends an episode below this torso height, a
 FLYING_HEIGHT = 2.0  # m
 
 
+def columns(*arrays: Array) -> Array:
+    """Arrays (n,) side by side, (n, len(arrays)): np.stack at a third of its cost for small ones."""
+    result = np.empty((len(arrays[0]), len(arrays)))
+    for i, array in enumerate(arrays):
+        result[:, i] = array
+    return result
+
+
 @dataclass
 class State:
-    """What rewards, terminations and observations see after a control step; all arrays (num_envs, ...)."""
+    """What rewards, terminations and observations see after a control step; all arrays (num_envs, ...).
+
+    With `ids` it is the state of these simulations only, and num_envs their number.
+    """
 
     physics: Physics
     action: NDArray[np.floating]  # as the policy gave it
@@ -28,16 +39,27 @@ class State:
     ground_velocity: Array  # (num_envs, 2) m/s over the last control step, world frame, see Physics.ground_position
     time: Array  # s since the episode began
     target_speed: float  # m/s
+    ids: slice | NDArray[np.intp] = field(default_factory=lambda: ALL)
 
-    @property
+    def read(self, name: str) -> Array:
+        """A field of `Physics` by name, such as cinert (num_envs, nbody, 10)."""
+        array: Array = getattr(self.physics, name)
+        return array[self.ids]
+
+    @cached_property
     def qpos(self) -> Array:
         """Positions, (num_envs, nq): root in m and a unit quaternion, joints in rad."""
-        return self.physics.qpos
+        return self.read("qpos")
 
-    @property
+    @cached_property
     def qvel(self) -> Array:
         """Velocities, (num_envs, nv): root in m/s (world) and rad/s (torso), joints in rad/s."""
-        return self.physics.qvel
+        return self.read("qvel")
+
+    @cached_property
+    def quaternion(self) -> Array:
+        """Torso to world: w, x, y, z, each (num_envs,)."""
+        return np.ascontiguousarray(self.qpos[:, 3:7].T)
 
     @cached_property
     def height(self) -> Array:
@@ -45,44 +67,37 @@ class State:
         return self.qpos[:, 2]
 
     @cached_property
-    def rotation(self) -> Array:
-        """Torso to world, (num_envs, 3, 3), from the unit quaternion of a free root."""
-        w, x, y, z = self.qpos[:, 3:7].T
-        rows = [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-        return np.array(rows).transpose(2, 0, 1)
-
-    @cached_property
     def up(self) -> Array:
         """The world's up direction seen from the torso, (num_envs, 3); (0, 0, 1) when upright."""
-        return self.rotation[:, 2, :]
+        w, x, y, z = self.quaternion  # this is its matrix's third row
+        return columns(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
 
     @cached_property
     def heading(self) -> Array:
         """(cos, sin) of the yaw angle of the torso's forward axis, (num_envs, 2)."""
-        forward = self.rotation[:, 0:2, 0]
-        return forward / np.maximum(np.linalg.norm(forward, axis=1, keepdims=True), 1e-6)
+        w, x, y, z = self.quaternion
+        forward = columns(1 - 2 * (y * y + z * z), 2 * (x * y + w * z))
+        return forward / np.maximum(np.sqrt(np.sum(forward * forward, axis=1, keepdims=True)), 1e-6)
 
     @cached_property
     def velocity(self) -> Array:
         """Torso velocity turned by the heading: forward, left, up, (num_envs, 3) m/s."""
         cos, sin = self.heading.T
         vx, vy, vz = self.qvel[:, 0:3].T
-        return np.stack([cos * vx + sin * vy, cos * vy - sin * vx, vz], axis=1)
+        return columns(cos * vx + sin * vy, cos * vy - sin * vx, vz)
 
     @cached_property
     def clock(self) -> Array:
         """(sin, cos) of the gait's phase, (num_envs, 2): the right foot swings while sin > 0, the left while sin < 0."""
         phase = 2 * np.pi * GAIT_FREQUENCY * self.time
-        return np.stack([np.sin(phase), np.cos(phase)], axis=1)
+        return columns(np.sin(phase), np.cos(phase))
 
     @cached_property
     def foot_clearance(self) -> Array:
         """Height of the feet's soles over the ground, right and left, (num_envs, 2) m."""
-        return self.physics.geom_xpos[:, self.physics.foot_ids, 2] - self.physics.foot_radius
+        right, left = self.physics.foot_ids
+        z = self.read("geom_xpos")[:, :, 2]
+        return columns(z[:, right], z[:, left]) - self.physics.foot_radius
 
 
 Term = Callable[[State], NDArray[Any]]
@@ -100,7 +115,7 @@ def healthy(state: State) -> NDArray[np.bool_]:
 
 def squared_control(state: State) -> Array:
     """Sum of squared motor commands, in the units of the motors' control range."""
-    return np.sum(np.square(state.physics.ctrl), axis=1)
+    return np.sum(np.square(state.read("ctrl")), axis=1)
 
 
 def squared_action(state: State) -> Array:
@@ -110,7 +125,7 @@ def squared_action(state: State) -> Array:
 
 def contact_cost(state: State) -> Array:
     """Humanoid-v5's contact cost: 5e-7 times the squared external forces, at most 10."""
-    forces = state.physics.cfrc_ext.reshape(len(state.action), -1)
+    forces = state.read("cfrc_ext").reshape(len(state.action), -1)
     return np.clip(5e-7 * np.sum(np.square(forces), axis=1), -np.inf, 10.0)
 
 
@@ -151,7 +166,7 @@ def gait(state: State) -> Array:
     a foot 5 cm off it scores e^-1.
     """
     sin = state.clock[:, 0]
-    asked = FOOT_CLEARANCE * np.maximum(np.stack([sin, -sin], axis=1), 0.0)
+    asked = FOOT_CLEARANCE * np.maximum(columns(sin, -sin), 0.0)
     return np.exp(-np.square((state.foot_clearance - asked) / 0.05)).mean(axis=1)
 
 
@@ -181,15 +196,15 @@ def never(state: State) -> NDArray[np.bool_]:
     return np.zeros(len(state.action), bool)
 
 
-def sum_terms(terms: Mapping[str, Array]) -> Array:
-    """The sum in the table's order."""
-    return np.sum(list(terms.values()), axis=0)
+def sum_terms(terms: Array) -> Array:
+    """The sum of the weighted terms (num_terms, num_envs) in the table's order."""
+    return np.sum(terms, axis=0)
 
 
-def humanoid_v5_sum(terms: Mapping[str, Array]) -> Array:
+def humanoid_v5_sum(terms: Array) -> Array:
     """Rewards minus costs, added in Humanoid-v5's order so that the float64 result has the same bits."""
-    gains = terms["speed_in_x"] + terms["healthy"]
-    return gains + (terms["squared_control"] + terms["contact_cost"])
+    forward, survive, control, contact = terms
+    return (forward + survive) + (control + contact)
 
 
 @dataclass(frozen=True)
@@ -219,7 +234,12 @@ class Task:
     fallen: Callable[[State], NDArray[np.bool_]]
     max_steps: int = 1000  # control steps until the episode is truncated
     target_speed: float = 0.0  # m/s, for the terms that ask for one
-    total: Callable[[Mapping[str, Array]], Array] = field(default=sum_terms)
+    total: Callable[[Array], Array] = field(default=sum_terms)  # of the weighted terms, (num_terms, num_envs)
+
+    @property
+    def term_names(self) -> list[str]:
+        """The reward terms' names, in the table's order."""
+        return [term.__name__ for term in self.rewards]
 
 
 TASKS = [
