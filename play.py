@@ -19,7 +19,7 @@ from rich.table import Table
 
 from flexrl import config, render, runs, viewer
 from flexrl.config import UserError
-from flexrl.evaluation import Episode, Trail, run_episodes, summarise
+from flexrl.evaluation import Episode, Trail, check_trail, run_episodes, summarise
 from flexrl.motor_world import MotorSettings, MotorWorld, resolve_task
 from flexrl.policies import (
     PlayedSettings,
@@ -87,8 +87,7 @@ def main() -> None:
             return
         trail = None
         if arguments.video:
-            if arguments.video.suffix != ".png":
-                render.check_video(arguments.video)
+            check_trail(arguments.video)
             trail = Trail(world)
         episodes = run_episodes(policy, world, arguments.seed, trail)
         if arguments.json:

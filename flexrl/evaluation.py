@@ -64,6 +64,15 @@ def run_episodes(policy: Policy, world: VecEnv, seed: int, each_step: Callable[[
     return [episodes[i] for i in range(world.num_envs)]
 
 
+def check_trail(path: Path) -> None:
+    """UserError, before anything is played, if `Trail.write` could not write to `path`."""
+    (render.check_sheet if _is_picture(path) else render.check_video)(path)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
 class Trail:
     """The postures of a motor world's first simulation, step by step; to be given to `run_episodes` as `each_step`."""
 
@@ -82,10 +91,10 @@ class Trail:
 
         RenderError if this machine cannot draw.
         """
-        if path.suffix == ".png":
+        if _is_picture(path):
             second = int(1.0 / self.physics.dt)
             steps = self.qpos[: min(num_steps, 3 * second)][-second:]
-            render.contact_sheet(path, self.physics.model, steps, self.physics.dt, columns=8, size=(160, 280))
+            render.contact_sheet(path, self.physics.model, steps, self.physics.dt, columns=8, size=(200, 360))
             return
         render.write_video(path, self.physics.model, self.qpos[:num_steps], self.physics.dt)
 

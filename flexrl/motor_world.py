@@ -29,6 +29,8 @@ class TaskOverrides(Settings):
     rewards: dict[str, float] = {}
     # m/s, for tasks that ask for a speed
     target_speed: float | None = None
+    # Hz, for tasks with a gait: full left-right cycles
+    gait_frequency: float | None = Field(None, gt=0)
     # control steps (15 ms for the humanoid, 50 ms for the cheetah) until an episode is truncated
     max_steps: int | None = Field(None, ge=1)
 
@@ -71,6 +73,7 @@ def resolve_task(settings: MotorSettings) -> Task:
         task,
         rewards=rewards,
         target_speed=task.target_speed if overrides.target_speed is None else overrides.target_speed,
+        gait_frequency=overrides.gait_frequency or task.gait_frequency,
         max_steps=overrides.max_steps or task.max_steps,
     )
 
@@ -113,6 +116,8 @@ class MotorBatch:
         self.has_mirror = self.physics.body.free and settings.observation == "proprio"
         limit = self.observation.limit
         self.observation_space = spaces.Box(-limit, limit, (self.observation.size,), self.observation.dtype)
+        joints = self.physics.body.posture
+        self.posture = np.array([self.task.posture.get(joint, 0.0) for joint in joints])  # rad
         self.seed(seed)
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
         self.previous_action = np.zeros((self.num_envs, model.nu), np.float32)
@@ -139,6 +144,8 @@ class MotorBatch:
             ground_velocity=ground_velocity,
             time=self.num_steps[ids] * self.physics.dt,
             target_speed=self.task.target_speed,
+            gait_frequency=self.task.gait_frequency,
+            posture=self.posture,
             ids=ids,
         )
 

@@ -301,6 +301,13 @@ def write_video(
             raise OSError(f"{path}: FFmpeg wrote {found} of {num_frames} frames; is the disk full?")
 
 
+def check_sheet(path: Path) -> None:
+    """Raise UserError for another suffix than .png, and a folder that cannot be written to: `contact_sheet`'s door."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: a contact sheet ends in .png, found '{path.suffix}'")
+    _begin_file(path).unlink()
+
+
 def contact_sheet(
     path: Path,
     model: mujoco.MjModel,
@@ -315,12 +322,10 @@ def contact_sheet(
     states: qpos (nq,) every `dt` seconds; all are held. size: (width, height) of one frame in pixels. Fewer states than
     columns give as many frames as there are states. The file appears whole or not at all.
 
-    Raises UserError for another suffix than .png and a folder that cannot be written to; RenderError without OpenGL;
-    ValueError if there are no states.
+    Raises UserError as `check_sheet` does; RenderError without OpenGL; ValueError if there are no states.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path}: a contact sheet ends in .png, found '{path.suffix}'")
+    check_sheet(path)
     rows = [np.array(qpos) for qpos in states]  # copies: a state may be a live view of a simulation
     if not rows or columns < 1:
         raise ValueError(f"{path}: {len(rows)} states in {columns} columns leave nothing to show")

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from flexrl.physics import ALL, Array, Physics
 
-GAIT_FREQUENCY = 1.5  # Hz: full left-right cycles; 1.25 to 1.5 in MuJoCo Playground's and mjlab's walkers
 FOOT_CLEARANCE = 0.12  # m: how high the swinging foot is asked to be lifted at mid-swing
 FALLEN_HEIGHT = 1.0  # m: Humanoid-v5 ends an episode below this torso height, and above FLYING_HEIGHT
 FLYING_HEIGHT = 2.0  # m
@@ -39,6 +38,8 @@ class State:
     ground_velocity: Array  # (num_envs, 2) m/s over the last control step, world frame, see Physics.ground_position
     time: Array  # s since the episode began
     target_speed: float  # m/s
+    gait_frequency: float  # Hz, see Task
+    posture: Array  # rad: the angles asked of Physics.posture_ids, (num_joints,)
     ids: slice | NDArray[np.intp] = field(default_factory=lambda: ALL)
 
     def read(self, name: str) -> Array:
@@ -89,8 +90,16 @@ class State:
     @cached_property
     def clock(self) -> Array:
         """(sin, cos) of the gait's phase, (num_envs, 2): the right foot swings while sin > 0, the left while sin < 0."""
-        phase = 2 * np.pi * GAIT_FREQUENCY * self.time
+        phase = 2 * np.pi * self.gait_frequency * self.time
         return columns(np.sin(phase), np.cos(phase))
+
+    @cached_property
+    def stride(self) -> Array:
+        """How far the right foot is ahead of the left one along the heading, (num_envs,) m."""
+        right, left = self.physics.foot_ids
+        feet = self.read("geom_xpos")
+        between = feet[:, right, 0:2] - feet[:, left, 0:2]
+        return np.sum(between * self.heading, axis=1)
 
     @cached_property
     def foot_clearance(self) -> Array:
@@ -170,6 +179,16 @@ def gait(state: State) -> Array:
     return np.exp(-np.square((state.foot_clearance - asked) / 0.05)).mean(axis=1)
 
 
+def stride(state: State) -> Array:
+    """How well the feet swing to and fro with the clock, in [0, 1]: steps as long as the asked speed needs.
+
+    In half a cycle the body goes target_speed / (2 gait_frequency) metres, which is how far the swinging foot must land
+    ahead of the other; the right one lifts off behind and lands ahead half a cycle later. 20 cm off it scores e^-1.
+    """
+    step = state.target_speed / (2 * state.gait_frequency)  # m
+    return np.exp(-np.square((state.stride + step * state.clock[:, 1]) / 0.2))
+
+
 def action_rate(state: State) -> Array:
     """Sum of squared changes of the action since the last control step."""
     return np.sum(np.square(state.action - state.previous_action), axis=1)
@@ -181,9 +200,8 @@ def wobble(state: State) -> Array:
 
 
 def posture(state: State) -> Array:
-    """Squared distance of arm, waist and hip-spread joints from the XML's posture, rad^2."""
-    ids = state.physics.posture_ids
-    return np.sum(np.square(state.qpos[:, ids] - state.physics.default_qpos[ids]), axis=1)
+    """Squared distance of arm, waist and hip-spread joints from the task's posture, rad^2."""
+    return np.sum(np.square(state.qpos[:, state.physics.posture_ids] - state.posture), axis=1)
 
 
 def unhealthy(state: State) -> NDArray[np.bool_]:
@@ -205,6 +223,14 @@ def humanoid_v5_sum(terms: Array) -> Array:
     """Rewards minus costs, added in Humanoid-v5's order so that the float64 result has the same bits."""
     forward, survive, control, contact = terms
     return (forward + survive) + (control + contact)
+
+
+# rad: the XML holds the humanoid's forearms up; these let its arms hang, elbows a little bent.
+HANGING_ARMS = {
+    f"{side}_{joint}": sign * angle
+    for side, sign in (("right", 1.0), ("left", -1.0))
+    for joint, angle in (("shoulder1", 0.7), ("shoulder2", -0.35))
+} | {"right_elbow": -1.3, "left_elbow": -1.3}
 
 
 @dataclass(frozen=True)
@@ -234,6 +260,8 @@ class Task:
     fallen: Callable[[State], NDArray[np.bool_]]
     max_steps: int = 1000  # control steps until the episode is truncated
     target_speed: float = 0.0  # m/s, for the terms that ask for one
+    gait_frequency: float = 1.5  # Hz: full left-right cycles of the clock in the observation
+    posture: Mapping[str, float] = field(default_factory=dict)  # rad: angles asked of joints, 0 for those left out
     total: Callable[[Array], Array] = field(default=sum_terms)  # of the weighted terms, (num_terms, num_envs)
 
     @property
@@ -264,7 +292,9 @@ TASKS = [
         name="walk_forward",
         body="humanoid",
         words=("walk forward", "go straight ahead"),
-        target_speed=1.3,
+        target_speed=1.4,
+        gait_frequency=1.0,
+        posture=HANGING_ARMS,
         rewards={
             progress: 2.0,
             forward_speed: 1.0,
@@ -273,6 +303,7 @@ TASKS = [
             upright: 0.5,
             alive: 3.0,
             gait: 1.5,
+            stride: 1.5,
             action_rate: -0.02,
             squared_control: -0.1,
             wobble: -0.02,

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import imageio.v3 as imageio
 import pytest
 import yaml
 
@@ -150,6 +151,7 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
         (["play.py", "--model", "random", "--episodes", "0"], "--episodes 0: expected"),
         (["play.py", "--model", "random", "--export-sb3", "a.zip"], "only a snapshot can be exported"),
         (["play.py", "--model", "random", "--video", "walk.avi"], "walk.avi"),
+        (["play.py", "--model", "random", "--video", "/dev/null/walk.png"], "walk.png: cannot be written"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -191,10 +193,14 @@ def test_play_prints_one_json_object(trained: Path) -> None:
 def test_play_shows_a_table_and_a_copied_snapshot_plays(trained: Path, tmp_path: Path) -> None:
     copied = tmp_path / "elsewhere"
     subprocess.run(["cp", "-r", str(trained / "workspace" / "walk" / "best"), str(copied)], check=True)
-    done = run(tmp_path, "play.py", "--model", str(copied), "--episodes", "2", "--stochastic", "--physics", "fast")
+    played = ["play.py", "--model", str(copied), "--episodes", "2", "--stochastic", "--physics", "fast"]
+    done = run(tmp_path, *played, "--video", "steps.png")
     assert done.returncode == 0, done.stderr
     assert "95 % interval" in done.stdout
     assert "upright / step" in done.stdout
+    pixels = imageio.imread(tmp_path / "steps.png")
+    assert pixels.shape == (360, 8 * 200, 3)  # eight frames side by side
+    assert pixels.std() > 10  # something is drawn
 
 
 def test_a_damaged_snapshot_is_refused_with_its_file(trained: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ def state_at(qpos: dict[int, float] | None = None, **changes: object) -> tasks.S
         "ground_velocity": np.zeros((1, 2)),
         "time": np.zeros(1),
         "target_speed": 1.3,
+        "gait_frequency": 1.5,
+        "posture": np.zeros(len(physics.posture_ids)),
     }
     return tasks.State(**(values | changes))  # type: ignore[arg-type]
 
@@ -53,7 +55,7 @@ def test_velocity_is_seen_from_the_body() -> None:
 
 
 def test_gait_asks_for_the_right_foot_first() -> None:
-    quarter = 0.25 / tasks.GAIT_FREQUENCY  # s: sin = 1, the right foot at mid-swing
+    quarter = 0.25 / 1.5  # s: sin = 1, the right foot at mid-swing
     state = state_at(time=np.array([quarter]))
     lifted = state_at({7 + 6: -0.9, 7 + 5: -0.6}, time=np.array([quarter]))  # right knee bent, right hip forward
     assert lifted.foot_clearance[0, 0] - lifted.foot_clearance[0, 1] > 0.05
