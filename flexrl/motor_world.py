@@ -122,6 +122,7 @@ class MotorBatch:
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
         self.previous_action = np.zeros((self.num_envs, model.nu), np.float32)
         self.position = np.zeros((self.num_envs, 2))  # m, at the end of the last step
+        self.feet = np.zeros((self.num_envs, 2, 3))  # m, likewise
 
     def seed(self, seed: int) -> None:
         """Each simulation's generator, as Gymnasium's `reset(seed=seed + i)` makes it."""
@@ -134,14 +135,23 @@ class MotorBatch:
         self.num_steps[ids] = 0
         self.previous_action[ids] = 0
         self.position[ids] = self.physics.ground_position(ids)
-        return self.observation(self._state(self.previous_action[ids], np.zeros((len(ids), 2)), ids))
+        self.feet[ids] = self.physics.foot_position(ids)
+        return self.observation(self._state(self.previous_action[ids], self.position[ids], self.feet[ids], ids))
 
-    def _state(self, action: NDArray[np.floating], ground_velocity: Array, ids: slice | NDArray[np.intp] = ALL) -> State:
+    def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
+        return self.observation(self._state(action, self.position, self.feet))
+
+    def _state(
+        self, action: NDArray[np.floating], old_position: Array, old_feet: Array, ids: slice | NDArray[np.intp] = ALL
+    ) -> State:
         return State(
             physics=self.physics,
             action=action,
             previous_action=self.previous_action[ids],
-            ground_velocity=ground_velocity,
+            ground_velocity=(self.position[ids] - old_position) / self.physics.dt,
+            foot_position=self.feet[ids],
+            foot_velocity=(self.feet[ids] - old_feet) / self.physics.dt,
             time=self.num_steps[ids] * self.physics.dt,
             target_speed=self.task.target_speed,
             gait_frequency=self.task.gait_frequency,
@@ -154,9 +164,9 @@ class MotorBatch:
         ctrl = action if self.control_scale is None else action * self.control_scale
         diverged = self.physics.step(ctrl)
         self.num_steps += 1
-        position = self.physics.ground_position()
-        state = self._state(action, (position - self.position) / self.physics.dt)
-        self.position = position
+        old_position, self.position = self.position, self.physics.ground_position()
+        old_feet, self.feet = self.feet, self.physics.foot_position()
+        state = self._state(action, old_position, old_feet)
         terms = np.empty((len(self.task.rewards), self.num_envs))
         for row, (term, weight) in zip(terms, self.task.rewards.items(), strict=True):
             row[:] = weight * term(state)
@@ -179,6 +189,7 @@ class MotorBatch:
             "num_steps": self.num_steps.copy(),
             "previous_action": self.previous_action.copy(),
             "position": self.position.copy(),
+            "feet": self.feet.copy(),
         }
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -189,6 +200,7 @@ class MotorBatch:
         self.num_steps = state["num_steps"].copy()
         self.previous_action = state["previous_action"].copy()
         self.position = state["position"].copy()
+        self.feet = state["feet"].copy()
 
 
 class MotorWorld(VecEnv):

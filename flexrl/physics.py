@@ -150,6 +150,10 @@ class Physics:
         x = self.qpos[ids, 0]
         return np.stack([x, np.zeros(len(x))], axis=1)
 
+    def foot_position(self, ids: slice | NDArray[np.intp] = ALL) -> Array:
+        """The centres of the feet of simulations `ids` (n,), right before left, (n, 2, 3) m."""
+        return self.geom_xpos[ids][:, self.foot_ids]
+
     def step(self, ctrl: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Hold `ctrl` (num_envs, nu) for one control step; returns which simulations diverged, (num_envs,)."""
         self.ctrl[:] = ctrl

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flexrl.physics import ALL, Array, Physics
 
 FOOT_CLEARANCE = 0.12  # m: how high the swinging foot is asked to be lifted at mid-swing
+STANDING_CLEARANCE = 0.02  # m: a foot lower than this stands
 FALLEN_HEIGHT = 1.0  # m: Humanoid-v5 ends an episode below this torso height, and above FLYING_HEIGHT
 FLYING_HEIGHT = 2.0  # m
 
@@ -36,6 +37,8 @@ class State:
     action: NDArray[np.floating]  # as the policy gave it
     previous_action: NDArray[np.floating]
     ground_velocity: Array  # (num_envs, 2) m/s over the last control step, world frame, see Physics.ground_position
+    foot_position: Array  # (num_envs, 2, 3) m: centres of the right and the left foot
+    foot_velocity: Array  # (num_envs, 2, 3) m/s over the last control step
     time: Array  # s since the episode began
     target_speed: float  # m/s
     gait_frequency: float  # Hz, see Task
@@ -96,17 +99,12 @@ class State:
     @cached_property
     def stride(self) -> Array:
         """How far the right foot is ahead of the left one along the heading, (num_envs,) m."""
-        right, left = self.physics.foot_ids
-        feet = self.read("geom_xpos")
-        between = feet[:, right, 0:2] - feet[:, left, 0:2]
-        return np.sum(between * self.heading, axis=1)
+        return np.sum((self.foot_position[:, 0, 0:2] - self.foot_position[:, 1, 0:2]) * self.heading, axis=1)
 
     @cached_property
     def foot_clearance(self) -> Array:
         """Height of the feet's soles over the ground, right and left, (num_envs, 2) m."""
-        right, left = self.physics.foot_ids
-        z = self.read("geom_xpos")[:, :, 2]
-        return columns(z[:, right], z[:, left]) - self.physics.foot_radius
+        return self.foot_position[:, :, 2] - self.physics.foot_radius
 
 
 Term = Callable[[State], NDArray[Any]]
@@ -183,10 +181,16 @@ def stride(state: State) -> Array:
     """How well the feet swing to and fro with the clock, in [0, 1]: steps as long as the asked speed needs.
 
     In half a cycle the body goes target_speed / (2 gait_frequency) metres, which is how far the swinging foot must land
-    ahead of the other; the right one lifts off behind and lands ahead half a cycle later. 20 cm off it scores e^-1.
+    ahead of the other; the right one lifts off behind and lands ahead half a cycle later. 30 cm off it scores e^-1.
     """
     step = state.target_speed / (2 * state.gait_frequency)  # m
-    return np.exp(-np.square((state.stride + step * state.clock[:, 1]) / 0.2))
+    return np.exp(-np.square((state.stride + step * state.clock[:, 1]) / 0.3))
+
+
+def slip(state: State) -> Array:
+    """Squared horizontal speed of the feet that are on the ground, m^2/s^2: without it a walk skates."""
+    speed = np.sum(np.square(state.foot_velocity[:, :, 0:2]), axis=2)
+    return np.sum(speed * (state.foot_clearance < STANDING_CLEARANCE), axis=1)
 
 
 def action_rate(state: State) -> Array:
@@ -293,7 +297,7 @@ TASKS = [
         body="humanoid",
         words=("walk forward", "go straight ahead"),
         target_speed=1.4,
-        gait_frequency=1.0,
+        gait_frequency=1.25,
         posture=HANGING_ARMS,
         rewards={
             progress: 2.0,
@@ -304,6 +308,7 @@ TASKS = [
             alive: 3.0,
             gait: 1.5,
             stride: 1.5,
+            slip: -0.25,
             action_rate: -0.02,
             squared_control: -0.1,
             wobble: -0.02,

@@ -21,6 +21,8 @@ def state_at(qpos: dict[int, float] | None = None, **changes: object) -> tasks.S
         "action": np.zeros((1, 17)),
         "previous_action": np.zeros((1, 17)),
         "ground_velocity": np.zeros((1, 2)),
+        "foot_position": physics.foot_position(),
+        "foot_velocity": np.zeros((1, 2, 3)),
         "time": np.zeros(1),
         "target_speed": 1.3,
         "gait_frequency": 1.5,
@@ -52,6 +54,21 @@ def test_velocity_is_seen_from_the_body() -> None:
     state = state_at({3: np.cos(half), 6: np.sin(half)})
     state.physics.qvel[0, 0:3] = (0.0, 2.0, 0.0)  # 2 m/s along the world's y, where the turned body looks
     np.testing.assert_allclose(state.velocity, [[2.0, 0.0, 0.0]], atol=1e-9)
+
+
+def test_stride_asks_for_the_right_foot_behind_first() -> None:
+    """1.2 m/s at 1 Hz need steps of 0.6 m: right foot 0.6 m behind when it lifts off, 0.6 m ahead half a second later."""
+    asked = {"target_speed": 1.2, "gait_frequency": 1.0}
+    behind = np.array([[[-0.6, 0.0, 0.1], [0.0, 0.0, 0.1]]])
+    for time, score in ((0.0, 1.0), (0.5, np.exp(-((1.2 / 0.3) ** 2)))):
+        assert tasks.stride(state_at(foot_position=behind, time=np.array([time]), **asked))[0] == pytest.approx(score)
+
+
+def test_only_a_standing_foot_slips() -> None:
+    velocity = np.array([[[0.3, 0.4, 1.0], [2.0, 0.0, 0.0]]])  # right: 0.5 m/s over the ground
+    radius = state_at().physics.foot_radius
+    feet = np.array([[[0.0, -0.1, radius[0] + 0.01], [0.0, 0.1, radius[1] + 0.1]]])  # 1 cm and 10 cm up
+    assert tasks.slip(state_at(foot_position=feet, foot_velocity=velocity))[0] == pytest.approx(0.25)
 
 
 def test_gait_asks_for_the_right_foot_first() -> None:
