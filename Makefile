@@ -16,8 +16,8 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
-train: $(VENV)/.installed  ## train the humanoid to walk (workspace/humanoid_walk_forward)
-	$(RUN) train.py --name humanoid_walk_forward --config examples/humanoid_walk_forward.yaml
+train: $(VENV)/.installed  ## train the humanoid to walk (workspace/humanoid_walk_forward; ARGS=--resume to go on)
+	$(RUN) train.py --name humanoid_walk_forward --config examples/humanoid_walk_forward.yaml $(ARGS)
 
 play: $(VENV)/.installed  ## watch the shipped walk: a table, and walk.mp4 (MODEL=workspace/NAME/best for yours)
 	$(RUN) play.py --model $(MODEL) --episodes 3 --video walk.mp4

@@ -308,7 +308,7 @@ TASKS = [
             alive: 3.0,
             gait: 1.5,
             stride: 1.5,
-            slip: -0.25,
+            slip: -0.5,
             action_rate: -0.02,
             squared_control: -0.1,
             wobble: -0.02,
