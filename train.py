@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import psutil
@@ -46,6 +46,11 @@ class EvaluationSettings(Settings):
 
 class TrainSettings(Settings):
     """What a training is; the defaults train a humanoid to walk."""
+
+    may_change: ClassVar[tuple[str, ...]] = (
+        *("num_steps", "evaluation", "learner.learning_rate", "world.num_threads", "torch_threads", "device"),
+        *("log_every", "save_every", "snapshot_every", "video"),
+    )
 
     # env steps in all, over all simulations
     num_steps: int = Field(4_000_000, ge=1, le=10**12)

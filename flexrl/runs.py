@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
@@ -93,6 +93,7 @@ def begin(model: type[S], doc: str | None) -> tuple[S, Run[S]]:
     folder: Path = arguments.workspace / name
     if arguments.resume and (folder / "config.yaml").is_file():
         settings = config.load(model, folder / "config.yaml", arguments.set)
+        _check_goes_on(config.load(model, folder / "config.yaml"), settings, folder)
         if arguments.config is not None:
             _check_same(settings, config.load(model, arguments.config, arguments.set), folder, arguments.config)
     elif arguments.resume and arguments.config is None:
@@ -105,6 +106,26 @@ def begin(model: type[S], doc: str | None) -> tuple[S, Run[S]]:
     if not arguments.resume and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: there is a run of this name; add --resume to go on with it, or take another --name")
     return settings, Run(folder, settings)
+
+
+def _check_goes_on(saved: Settings, settings: Settings, folder: Path) -> None:
+    """UserError if --set, given with --resume, changes what the saved training state was made with."""
+    free = type(settings).may_change
+    for key, old, new in _differences(saved.model_dump(mode="json"), settings.model_dump(mode="json")):
+        if not any(f"{key}.".startswith(f"{prefix}.") for prefix in free):
+            raise UserError(
+                f"--set {key}={new}: {folder} was trained with {old}, and goes on with it; "
+                f"with --resume only these may change: {', '.join(free)}; or start a run of another --name"
+            )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two trees of plain values differ: dotted key, old and new value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new
 
 
 def _check_same(saved: Settings, given: Settings, folder: Path, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -168,6 +169,18 @@ def test_check_prints_the_settings_and_writes_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["num_steps"] == 5_000_000
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_goes_on_with_what_it_was_trained_with(trained: Path) -> None:
+    shutil.copytree(trained / "workspace" / "walk", trained / "workspace" / "longer")
+    resumed = ["train.py", "--name", "longer", "--resume"]
+    done = run(trained, *resumed, settings=["world.num_envs=8"])
+    assert done.returncode == 2
+    assert done.stderr.startswith("--set world.num_envs=8: workspace/longer was trained with 4, and goes on with it; ")
+    assert done.stderr.count("\n") == 1
+    longer = run(trained, *resumed, settings=["num_steps=1300", "learner.learning_rate=1e-5", "world.num_threads=2"])
+    assert longer.returncode == 0, longer.stderr
+    assert json.loads((trained / "workspace/longer/latest/snapshot.json").read_text())["num_steps"] >= 1300
 
 
 def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
