@@ -35,7 +35,7 @@ from flexrl.tasks import TASKS
 from flexrl.worlds import evaluation_settings, make_world
 
 MAX_EPISODES = 10_000
-MAX_COLUMNS = 8  # episodes side by side that fit 80 characters
+MAX_COLUMNS = 20  # episodes
 
 
 def read_arguments() -> argparse.Namespace:
@@ -160,8 +160,10 @@ def play_forever(policy: Policy, world: MotorWorld) -> Any:
 
 
 def print_table(episodes: list[Episode]) -> None:
-    """A column an episode (a row, if there are many), then means with 95 % bootstrap intervals; reward terms a step."""
+    """A column an episode (a row, if they do not fit), then means with 95 % bootstrap intervals; reward terms a step."""
     summary = summarise(episodes)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    upright = len(episodes) <= MAX_COLUMNS and 24 + 8 * len(episodes) <= console.width
     rows: dict[str, list[str]] = {
         "seed": [str(e.seed) for e in episodes],
         "return": [f"{e.episode_return:,.0f}" for e in episodes],
@@ -170,25 +172,23 @@ def print_table(episodes: list[Episode]) -> None:
     }
     if "mean_speed" in summary:
         rows["speed (m/s)"] = [f"{e.mean_speed:z.2f}" for e in episodes]
-    if len(episodes) <= MAX_COLUMNS:
+    if upright:
         for name in episodes[0].rewards:
             rows[f"{name} / step"] = [f"{e.rewards[name] / e.length:z.2f}" for e in episodes]
     table = Table(box=None, show_header=False, pad_edge=False)
-    lines = (
-        rows.items() if len(episodes) <= MAX_COLUMNS else zip(*([name, *cells] for name, cells in rows.items()), strict=True)
-    )
+    lines = rows.items() if upright else zip(*([name, *cells] for name, cells in rows.items()), strict=True)
     for line in lines:
         table.add_row(*([line[0], *line[1]] if isinstance(line[1], list) else line))
-    for column in table.columns[1 if len(episodes) <= MAX_COLUMNS else 0 :]:
+    for column in table.columns[1 if upright else 0 :]:
         column.justify = "right"
-    Console().print(table)
+    console.print(table)
     for name, digits in (("return", 0), ("length", 0), ("mean_speed", 2)):
         if name in summary:
             mean, (low, high) = summary[name]["mean"], summary[name]["interval"]
             unit = " m/s" if name == "mean_speed" else ""
             label = name.removeprefix("mean_")
             print(f"mean {label} {mean:z,.{digits}f}{unit}  (95 % interval {low:,.{digits}f} to {high:,.{digits}f})")
-    if len(episodes) > MAX_COLUMNS:
+    if not upright:
         steps = sum(e.length for e in episodes)
         terms = (f"{name} {sum(e.rewards[name] for e in episodes) / steps:.2f}" for name in episodes[0].rewards)
         print(f"reward a step: {', '.join(terms)}")

@@ -24,7 +24,7 @@ from flexrl.learners import Learner, make_learner
 from flexrl.motor_world import MotorSettings, TaskName, resolve_task
 from flexrl.policies import load_policy, open_snapshot, policy_of, snapshot_files
 from flexrl.progress import Progress
-from flexrl.worlds import WorldSettings, evaluation_settings, make_world, normalise
+from flexrl.worlds import WorldSettings, closing, evaluation_settings, make_world, normalise
 
 VIDEO_STEPS = 400  # control steps: 6 s of the humanoid
 
@@ -88,7 +88,7 @@ class TrainSettings(Settings):
 def main() -> None:
     settings, run = runs.begin(TrainSettings, __doc__)
     torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
-    with run, contextlib.closing(make_training_world(settings)) as world:
+    with run, closing(make_training_world(settings)) as world:
         learner = make_learner(
             settings.learner,
             world,
@@ -155,7 +155,7 @@ def evaluate(settings: TrainSettings, learner: Learner) -> dict[str, float]:
 
 def remember(run: runs.Run[TrainSettings], learner: Learner, settings: TrainSettings, best: float) -> None:
     """This moment, copied, as what run.save writes: a snapshot that plays, and the training's whole state."""
-    state = learner.get_state() | {"best": best}
+    state = learner.get_state() | {"best": best, "best_by": judged_by(settings)}
     state["modules"].pop("policy")  # its weights are policy.safetensors
     plays = snapshot_files(learner, settings, {})
 
@@ -169,6 +169,7 @@ def remember(run: runs.Run[TrainSettings], learner: Learner, settings: TrainSett
 def resume(run: runs.Run[TrainSettings], learner: Learner) -> float:
     """Puts the learner where latest/ is, if there is one; returns the best evaluation's return so far."""
     if not snapshots.exists(run.latest):
+        learner.saved()  # whatever an attempt that saved nothing left in the replay buffer's files
         return -np.inf
     arrays = snapshots.read_arrays(run.latest / "training.safetensors")
     state = snapshots.unpack_tree((run.latest / "training.json").read_bytes(), arrays)
@@ -176,17 +177,20 @@ def resume(run: runs.Run[TrainSettings], learner: Learner) -> float:
     learner.set_state(state)
     learner.saved()
     run.resumed_from(learner.num_steps)
-    exactly = "exactly" if learner.is_exact() else "with new episodes, as this world's state cannot be saved"
-    print(f"going on {exactly} at step {learner.num_steps:,}", file=sys.stderr)
-    return float(state["best"])
+    print(f"going on {learner.how_exact()} at step {learner.num_steps:,}", file=sys.stderr)
+    return float(state["best"]) if state["best_by"] == judged_by(run.settings) else -np.inf
+
+
+def judged_by(settings: TrainSettings) -> dict[str, Any]:
+    """What the scores of two evaluations must share to be compared."""
+    return settings.evaluation.model_dump(mode="json", exclude={"every"})
 
 
 def check_divergence(metrics: dict[str, float]) -> None:
-    """Failed, if the engine lost more than 1 % of the episodes that ran during this rollout."""
+    """Failed, if the engine lost more than 1 % of the episodes (one of the first hundred) that ran during this rollout."""
     if metrics.get("world/diverged_share", 0.0) > 0.01:
         raise runs.Failed(
-            f"the physics diverged in {metrics['world/diverged']:.0f} simulations "
-            f"({metrics['world/diverged_share']:.1%} of the episodes of a rollout; at most 1 % may); "
+            f"the physics diverged in {metrics['world/diverged_share']:.1%} of the episodes of a rollout (at most 1 % may); "
             "the run is saved; look for too strong motors, or train in physics: v5"
         )
 
@@ -196,12 +200,11 @@ def make_video(settings: TrainSettings, run: runs.Run[TrainSettings]) -> None:
     world = make_world(evaluation_settings(settings.world, 1, "v5"), seed=settings.evaluation.seed)
     with contextlib.closing(world):
         trail = Trail(world)
-        policy = load_policy(open_snapshot(run.best))
-        episode = run_episodes(policy, world, settings.evaluation.seed, trail)[0]
-        path = run.folder / "videos" / "best.mp4"
         try:
-            trail.write(path, min(episode.length, VIDEO_STEPS))
-        except (render.RenderError, UserError) as error:
+            policy = load_policy(open_snapshot(run.best))
+            episode = run_episodes(policy, world, settings.evaluation.seed, trail)[0]
+            trail.write(run.folder / "videos" / "best.mp4", min(episode.length, VIDEO_STEPS))
+        except (render.RenderError, UserError, OSError) as error:
             print(f"no video: {error}", file=sys.stderr)
 
 

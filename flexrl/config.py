@@ -46,7 +46,9 @@ class Settings(BaseModel):
 
 
 def _holds_bool(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, list) and any(_holds_bool(item) for item in value))
+    if isinstance(value, (list, dict)):
+        return any(_holds_bool(item) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool)
 
 
 def _names_type(annotation: Any, wanted: type) -> bool:

@@ -153,6 +153,16 @@ LearnerSettings = choice("name", SETTINGS, default="ppo")
 def check_fit(settings: Any, world: Any) -> None:
     """ValueError with a sentence if these learner settings cannot work on a world of these settings."""
     has_mirror = world.kind == "motor" and world.body == "humanoid" and world.observation == "proprio"
+    for name in ("learning_rate", "clip_range", "clip_range_vf"):
+        value = getattr(settings, name, None)
+        if value is not None and min([value.start, value.end] if isinstance(value, Schedule) else [value]) <= 0:
+            raise ValueError(f"learner.{name}: expected numbers above 0, such as 3e-4")
+    if getattr(settings, "optimize_memory_usage", False):
+        raise ValueError("learner.optimize_memory_usage: SB3 cannot do it for episodes that time ends; write false")
+    freq = getattr(settings, "train_freq", 1)
+    number, unit = (freq, "step") if isinstance(freq, int) else freq
+    if number < 1 or unit not in ("step", "episode") or (unit == "episode" and world.num_envs > 1):
+        raise ValueError("learner.train_freq: expected a number from 1, or [1, episode] with one env")
     if settings.policy == "MirroredPolicy" and not has_mirror:
         raise ValueError("learner.policy: MirroredPolicy needs the humanoid with observation proprio; write MlpPolicy")
     if settings.name in ("ppo", "recurrent_ppo") and settings.n_steps * world.num_envs < 2:

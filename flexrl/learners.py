@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -52,10 +52,13 @@ def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tupl
     if issubclass(algorithm, OffPolicyAlgorithm):
         if arguments["action_noise"] is not None:
             size = world.action_space.shape[0]  # type: ignore[index]
-            arguments["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, arguments["action_noise"].sigma))
+            noise = NormalActionNoise(np.zeros(size), np.full(size, arguments["action_noise"].sigma))
+            arguments["action_noise"] = VectorizedActionNoise(noise, world.num_envs) if world.num_envs > 1 else noise
         if replay_folder is not None and settings.save_replay_buffer:
             buffer = MappedReplayBuffer if settings.n_steps == 1 else MappedNStepReplayBuffer
-            arguments |= {"replay_buffer_class": buffer, "replay_buffer_kwargs": {"folder": replay_folder}}
+            freq = settings.train_freq
+            rollout = {"folder": replay_folder, "rollout_rows": freq if isinstance(freq, int) else 1}
+            arguments |= {"replay_buffer_class": buffer, "replay_buffer_kwargs": rollout}
             if settings.n_steps > 1:
                 arguments["replay_buffer_kwargs"] |= {"n_steps": settings.n_steps, "gamma": settings.gamma}
                 arguments["n_steps"] = 1  # the buffer knows; SB3 warns if it is told beside a buffer of our own
@@ -76,6 +79,7 @@ class Learner:
         self.model = LEARNERS[settings.name](policy, world, seed=seed, device=device, verbose=0, **arguments)
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         self._started = False
+        self._learn_after: int = getattr(self.model, "learning_starts", 0)  # env steps
 
     @property
     def num_steps(self) -> int:
@@ -106,7 +110,7 @@ class Learner:
         torch.set_num_threads(self.num_threads)
         if not isinstance(model, OffPolicyAlgorithm):
             model.train()
-        elif model.num_timesteps > model.learning_starts:
+        elif model.num_timesteps > self._learn_after:
             gradient_steps = model.gradient_steps if model.gradient_steps >= 0 else num_steps
             if gradient_steps > 0:
                 model.train(gradient_steps=gradient_steps, batch_size=model.batch_size)
@@ -203,6 +207,8 @@ class Learner:
             model._last_lstm_states = RNNStates((parts[0], parts[1]), (parts[2], parts[3]))
         if "replay" in state:
             model.replay_buffer.set_state(state["replay"])
+        elif isinstance(model, OffPolicyAlgorithm):  # an empty buffer is filled again before it is learned from
+            self._learn_after = model.num_timesteps + model.learning_starts
         if "world" in state:
             self.world.unwrapped.set_state(state["world"])
             for key, value in state["last"].items():
@@ -217,10 +223,14 @@ class Learner:
         model.action_space.np_random.bit_generator.state = state["action_space"]
         set_random_state(state["random"])
 
-    def is_exact(self) -> bool:
-        """Whether resuming goes on bit for bit."""
+    def how_exact(self) -> str:
+        """How resuming goes on: "exactly" (bit for bit), or what is new and why."""
         replay = getattr(self.model, "replay_buffer", None)
-        return hasattr(self.world.unwrapped, "get_state") and (replay is None or isinstance(replay, Replay))
+        if replay is not None and not isinstance(replay, Replay):
+            return "with an empty replay buffer, as learner.save_replay_buffer is false,"
+        if not hasattr(self.world.unwrapped, "get_state"):
+            return "with new episodes, as this world's state cannot be saved,"
+        return "exactly"
 
     def must_save(self) -> bool:
         """Whether the replay buffer's undo journal is nearly full, so that the run must be saved now."""

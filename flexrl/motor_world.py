@@ -219,6 +219,7 @@ class MotorWorld(VecEnv):
         self._sums = np.zeros((len(self._term_names) + 1, self.num_envs))  # return, then each term
         self._start_x = np.zeros(self.num_envs)  # m
         self.num_episodes = self.num_diverged = 0  # ended since a learner last asked
+        self.total_diverged = 0
 
     def reset(self) -> NDArray[np.floating]:
         """Start all episodes anew; observations (num_envs, obs_dim)."""
@@ -268,9 +269,13 @@ class MotorWorld(VecEnv):
         }
 
     def take_metrics(self) -> dict[str, float]:
-        """How many simulations the engine lost since the last call, and their share of the episodes that ran."""
-        share = self.num_diverged / (self.num_episodes + self.num_envs)
-        metrics = {"world/diverged": float(self.num_diverged), "world/diverged_share": share}
+        """How many simulations the engine lost so far, and the share lost of the episodes that ran since the last call.
+
+        The share is of a hundred episodes at least: a single loss in a short rollout says nothing.
+        """
+        self.total_diverged += self.num_diverged
+        share = self.num_diverged / max(100, self.num_episodes + self.num_envs)
+        metrics = {"world/diverged": float(self.total_diverged), "world/diverged_share": share}
         self.num_episodes = self.num_diverged = 0
         return metrics
 

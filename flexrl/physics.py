@@ -191,9 +191,3 @@ class Physics:
         """Goes on exactly where `get_state` was taken; derived fields are computed by the next step."""
         self._batch.state[:] = rows
         self._num_warnings = self._count_warnings()
-
-    def data(self, env: int) -> mujoco.MjData:
-        """Simulation `env` as an MjData with its kinematics computed, to be looked at or rendered."""
-        data = self._batch.get_data(env)
-        mujoco.mj_forward(self.model, data)
-        return data

@@ -20,7 +20,7 @@ from flexrl.config import Settings, UserError
 from flexrl.learner_settings import SETTINGS, LearnerSettings
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_world import MotorSettings
-from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise
+from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise, read_space
 
 Bools = NDArray[np.bool_]
 
@@ -150,6 +150,9 @@ def restore_learner(snapshot: Snapshot, num_envs: int = 1) -> Learner:
     settings = snapshot.settings
     world_settings = settings.world.model_copy(update={"num_envs": num_envs} | _in_process(settings.world))
     world = normalise(make_world(world_settings), settings.normalize_observations, False, 0.99)
+    for kind in ("observation_space", "action_space"):
+        if getattr(world, kind) != read_space(snapshot.about[kind]):
+            raise UserError(f"{snapshot.folder}: its {kind} is not this flex-rl's; use the version that trained it")
     learner_settings = settings.learner
     if hasattr(learner_settings, "buffer_size"):  # it is not going to learn
         learner_settings = learner_settings.model_copy(update={"buffer_size": 1, "save_replay_buffer": False})

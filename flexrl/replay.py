@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+
+from flexrl.config import UserError
 
 _FIELDS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 JOURNAL_SHARE = 0.1  # of the buffer's rows: the run is saved at least this often
@@ -20,20 +23,35 @@ class Replay(ReplayBuffer):
     nothing is lost when the process is killed.
     """
 
-    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, folder: Path, rollout_rows: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         folder.mkdir(parents=True, exist_ok=True)
-        self.journal_rows = max(1, int(self.buffer_size * JOURNAL_SHARE))
+        # a tenth of the journal must hold what is added between two looks at `journal_is_full`
+        self.journal_rows = max(1, int(self.buffer_size * JOURNAL_SHARE), 10 * rollout_rows)
         self._journal: dict[str, np.memmap] = {}
+        self._created: list[Path] = []  # files that were not there, or of another size
         for name in _FIELDS:
             array = getattr(self, name, None)
             if array is None:
                 continue
-            setattr(self, name, _map(folder / f"{name}.dat", array.dtype, array.shape))
-            self._journal[name] = _map(folder / f"journal_{name}.dat", array.dtype, (self.journal_rows, *array.shape[1:]))
+            setattr(self, name, self._map(folder / f"{name}.dat", array.dtype, array.shape))
+            journal_shape = (self.journal_rows, *array.shape[1:])
+            self._journal[name] = self._map(folder / f"journal_{name}.dat", array.dtype, journal_shape)
         # rows added before the journal's first entry, and how many entries it has
-        self._header = _map(folder / "journal.dat", np.dtype(np.int64), (2,))
+        self._header = self._map(folder / "journal.dat", np.dtype(np.int64), (2,))
         self.num_added = 0
+
+    def _map(self, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+        size = int(np.prod(shape)) * dtype.itemsize
+        if path.exists() and path.stat().st_size == size:
+            return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+        free = shutil.disk_usage(path.parent).free
+        if size > free:  # a page that finds no room later kills the process without a word
+            raise UserError(
+                f"{path}: needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; write a smaller learner.buffer_size"
+            )
+        self._created.append(path)
+        return np.memmap(path, dtype=dtype, mode="w+", shape=shape)
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """As SB3's, but what is overwritten is kept until the next `commit`."""
@@ -60,22 +78,22 @@ class Replay(ReplayBuffer):
         return {"pos": self.pos, "full": self.full, "num_added": self.num_added}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """The ring as it was when `get_state` was taken: later rows are taken back, newest first."""
+        """The ring as it was when `get_state` was taken: later rows are taken back, newest first.
+
+        UserError if the files are not those that the state was taken with.
+        """
+        if self._created:
+            raise UserError(f"{self._created[0]}: is missing or of another size; the run cannot go on without it")
         base, count = (int(number) for number in self._header)
         self.pos, self.full, self.num_added = state["pos"], state["full"], state["num_added"]
-        if self.num_added < base:
-            raise ValueError("the replay buffer's files are newer than this state and its journal does not reach back")
+        if not base <= self.num_added <= base + count:
+            folder = Path(str(self._header.filename)).parent
+            raise UserError(f"{folder}: does not belong to this state of the run; put both back from one copy")
         for entry in reversed(range(self.num_added - base, count)):
             row = (base + entry) % self.buffer_size
             for name, journal in self._journal.items():
                 getattr(self, name)[row] = journal[entry]
         self.commit()
-
-
-def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    size = int(np.prod(shape)) * dtype.itemsize
-    mode: Literal["r+", "w+"] = "r+" if path.exists() and path.stat().st_size == size else "w+"
-    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
 
 
 class MappedReplayBuffer(Replay):

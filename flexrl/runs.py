@@ -56,6 +56,8 @@ def verb(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # `play.py | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(0)
 
 
@@ -103,7 +105,7 @@ def begin(model: type[S], doc: str | None) -> tuple[S, Run[S]]:
     if arguments.check:
         print(config.to_yaml(settings), end="")
         sys.exit(0)
-    if not arguments.resume and folder.exists() and any(folder.iterdir()):
+    if not arguments.resume and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: there is a run of this name; add --resume to go on with it, or take another --name")
     return settings, Run(folder, settings)
 
@@ -168,11 +170,13 @@ class Run(Generic[S]):
         self._epoch = self._saved_at = time.time()  # s: when the clock of `time/seconds` began, and of the last save
         for folder in (self.latest, self.best):
             snapshots.recover(folder)
-        resuming = snapshots.exists(self.latest)
+        resuming = self.latest.exists()
         if resuming:
             snapshots.check(self.latest)
+        elif (self.folder / "config.yaml").exists():
+            print(f"{self.latest}: nothing was saved there; the run begins anew", file=sys.stderr)
         try:
-            (self.folder / "config.yaml").write_text(config.to_yaml(self.settings), encoding="utf-8")
+            _replace(self.folder / "config.yaml", config.to_yaml(self.settings))
             self.lineage = self._begin_lineage(resuming)
             self._write_lineage()
         except OSError as error:
@@ -255,12 +259,16 @@ class Run(Generic[S]):
 
     def log(self, num_steps: int, metrics: Mapping[str, float]) -> None:
         """One line in metrics.jsonl and one point of each metric in TensorBoard."""
-        if self._writer is None:
-            self._writer = _make_writer(self.folder, num_steps)
         seconds = round(time.time() - self._epoch, 3)
         line = json.dumps({"step": num_steps, "time/seconds": seconds, **metrics})
         self._survive("metrics.jsonl", lambda: self._metrics.write(line + "\n"))
-        self._survive("TensorBoard events", lambda: [self._writer.add_scalar(k, v, num_steps) for k, v in metrics.items()])
+        self._survive("TensorBoard events", lambda: self._write_events(num_steps, metrics))
+
+    def _write_events(self, num_steps: int, metrics: Mapping[str, float]) -> None:
+        if self._writer is None:
+            self._writer = _make_writer(self.folder, num_steps)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, num_steps)
 
     def resumed_from(self, num_steps: int) -> None:
         """Forget the metrics that an earlier attempt logged after the state that was loaded."""
@@ -268,7 +276,7 @@ class Run(Generic[S]):
         self._metrics.close()
         path = self.folder / "metrics.jsonl"
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= num_steps]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self._survive("metrics.jsonl", lambda: _replace(path, "".join(line + "\n" for line in lines)))
         self._metrics = path.open("a", encoding="utf-8", buffering=1)
         self.lineage["attempts"][-1]["from_step"] = num_steps
         if lines:
@@ -278,8 +286,11 @@ class Run(Generic[S]):
         attempt = {"start": _now(), "from_step": 0, "command": " ".join(sys.argv), "how": "running", **_here()}
         path = self.folder / "lineage.json"
         if path.is_file():
-            lineage = json.loads(path.read_bytes())
-            lineage["attempts"].append(attempt)
+            try:
+                lineage = json.loads(path.read_bytes())
+                lineage["attempts"].append(attempt)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{path}: is damaged; put it back from a copy, or start a run of another --name") from None
             return dict(lineage)
         settings_hash = hashlib.sha256(config.to_yaml(self.settings).encode()).hexdigest()
         return {
@@ -291,10 +302,14 @@ class Run(Generic[S]):
         }
 
     def _write_lineage(self) -> None:
-        path = self.folder / "lineage.json"
-        temporary = path.with_name(".lineage.json.new")
-        temporary.write_text(json.dumps(self.lineage, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        _replace(self.folder / "lineage.json", json.dumps(self.lineage, indent=1))
+
+
+def _replace(path: Path, text: str) -> None:
+    """The file with that text, whole or as it was."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _make_writer(folder: Path, num_steps: int) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import gymnasium
@@ -47,6 +49,24 @@ def make_world(settings: MotorSettings | GymnasiumSettings, seed: int = 0) -> Ve
         return MotorWorld(settings, seed)
     kind = SubprocVecEnv if settings.subprocesses and settings.num_envs > 1 else DummyVecEnv
     return make_vec_env(settings.id, settings.num_envs, seed=seed, vec_env_cls=kind)
+
+
+@contextlib.contextmanager
+def closing(world: VecEnv) -> Iterator[VecEnv]:
+    """The world, closed at the end; after an exception its processes are ended without a word with them.
+
+    One that was interrupted while it waited for its processes would wait for their answers again, for ever.
+    """
+    try:
+        yield world
+    except BaseException:
+        processes = world.unwrapped.processes if isinstance(world.unwrapped, SubprocVecEnv) else []
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        raise
+    world.close()
 
 
 def evaluation_settings(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flexrl import config, snapshots
+from flexrl.config import UserError
 from flexrl.learner_settings import LEARNERS, SETTINGS
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_world import MotorSettings
@@ -46,24 +47,24 @@ def weights(learner: Learner) -> dict[str, np.ndarray]:
     return learner.policy_arrays() | {f"norm/{key}": value for key, value in learner.normaliser_arrays().items()}
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_a_restored_learner_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in LEARNERS), ("sac", {"action_noise": {"sigma": 0.1}})])
+def test_a_restored_learner_goes_on_bit_for_bit(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """n rollouts, the state through files, n more in a fresh learner: the same weights as 2 n rollouts.
 
     The off-policy buffer (30 rows of 4 envs) is full by then, and rows are overwritten after the state was taken.
     """
     count = 4 if "ppo" in name or name == "a2c" else 34
-    learner = small_learner(name, tmp_path / "replay")
+    learner = small_learner(name, tmp_path / "replay", **changes)
     steps(learner, count)
     document, arrays = snapshots.pack_tree(learner.get_state())
     (tmp_path / "arrays").write_bytes(arrays)
     learner.saved()
     steps(learner, 2)  # a kill would lose these
-    other = small_learner(name, tmp_path / "replay")
+    other = small_learner(name, tmp_path / "replay", **changes)
     torch.rand(5)
     other.set_state(snapshots.unpack_tree(document, snapshots.read_arrays(tmp_path / "arrays")))
     steps(other, count)
-    whole = small_learner(name, None)
+    whole = small_learner(name, None, **changes)
     steps(whole, 2 * count)
     assert other.num_steps == whole.num_steps
     for key, value in weights(whole).items():
@@ -72,14 +73,37 @@ def test_a_restored_learner_goes_on_bit_for_bit(name: str, tmp_path: Path) -> No
 
 def test_n_step_returns_keep_their_buffer_too(tmp_path: Path) -> None:
     learner = small_learner("sac", tmp_path / "replay", n_steps=3)
-    steps(learner, 20)
+    steps(learner, 34)  # of 30 rows: the ring has been round
     state = learner.get_state()
     learner.saved()
     rewards = learner.model.replay_buffer.rewards.copy()  # type: ignore[attr-defined]
     steps(learner, 2)
+    assert not np.array_equal(learner.model.replay_buffer.rewards, rewards)  # type: ignore[attr-defined]
     other = small_learner("sac", tmp_path / "replay", n_steps=3)
     other.set_state(state)
-    np.testing.assert_array_equal(other.model.replay_buffer.rewards[:20], rewards[:20])  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(other.model.replay_buffer.rewards, rewards)  # type: ignore[attr-defined]
+
+
+def test_a_replay_buffer_that_is_gone_is_not_replaced_by_zeros(tmp_path: Path) -> None:
+    learner = small_learner("sac", tmp_path / "replay")
+    steps(learner, 20)
+    state = learner.get_state()
+    learner.saved()
+    (tmp_path / "replay" / "rewards.dat").unlink()
+    other = small_learner("sac", tmp_path / "replay")
+    with pytest.raises(UserError, match=r"rewards\.dat: is missing"):
+        other.set_state(state)
+
+
+def test_an_attempt_that_saved_nothing_leaves_nothing_behind(tmp_path: Path) -> None:
+    steps(small_learner("sac", tmp_path / "replay"), 5)  # then killed
+    other = small_learner("sac", tmp_path / "replay")
+    other.saved()  # as train.py does where there is no snapshot
+    steps(other, 20)
+    whole = small_learner("sac", None)
+    steps(whole, 20)
+    for key, value in weights(whole).items():
+        np.testing.assert_array_equal(weights(other)[key], value, err_msg=key)
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -129,7 +153,7 @@ def test_any_gymnasium_env_trains_and_resumes_with_new_episodes(tmp_path: Path) 
     state = learner.get_state()
     other = small_learner("ppo", None, world)
     other.set_state(state)
-    assert not other.is_exact()
+    assert other.how_exact().startswith("with new episodes")
     other.improve()
     assert other.num_steps == 32
 

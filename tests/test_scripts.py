@@ -125,6 +125,23 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(tmp_path: Path, number: signa
     assert how == f"stopped: {number.name}"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_stop_ends_the_processes_of_gymnasium_worlds_too(tmp_path: Path, number: signal.Signals) -> None:
+    settings = ["world={kind: gymnasium, id: Pendulum-v1, num_envs: 2}", "num_steps=10_000_000", "learner.n_steps=16"]
+    settings += ["learner.batch_size=32", "log_every=32", "torch_threads=1"]
+    started = command("train.py", "--name", "gym", settings=settings)
+    process = subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = tmp_path / "workspace" / "gym" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size > 0) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)  # as a terminal's Ctrl-C reaches the workers too
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert f"stopped by {number.name} at step" in err
+    assert "Traceback" not in err
+    snapshots.check(metrics.parent / "latest")
+
+
 def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     settings = [*SMALL, "num_steps=10_000_000"]
     first = subprocess.Popen(command("train.py", "--name", "one", settings=settings), cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -189,6 +206,25 @@ def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "name another place with --workspace" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_shipped_walk_walks() -> None:
+    walk = str(ROOT / "examples" / "pretrained" / "humanoid_walk")
+    done = run(ROOT, "play.py", "--model", walk, "--episodes", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)["summary"]
+    assert summary["num_terminated"] == 0
+    assert summary["mean_speed"]["mean"] > 1.0  # m/s
+
+
+def test_a_run_without_its_saved_state_is_not_replaced(trained: Path) -> None:
+    shutil.copytree(trained / "workspace" / "walk", trained / "workspace" / "cut")
+    (trained / "workspace" / "cut" / "latest" / "manifest.json").unlink()
+    before = (trained / "workspace" / "cut" / "metrics.jsonl").read_bytes()
+    done = run(trained, "train.py", "--name", "cut", "--resume")
+    assert done.returncode == 2
+    assert "workspace/cut/latest: is not a snapshot (it has no manifest.json)" in done.stderr
+    assert (trained / "workspace" / "cut" / "metrics.jsonl").read_bytes() == before
 
 
 def test_play_prints_one_json_object(trained: Path) -> None:

@@ -76,7 +76,10 @@ def test_gait_asks_for_the_right_foot_first() -> None:
     state = state_at(time=np.array([quarter]))
     lifted = state_at({7 + 6: -0.9, 7 + 5: -0.6}, time=np.array([quarter]))  # right knee bent, right hip forward
     assert lifted.foot_clearance[0, 0] - lifted.foot_clearance[0, 1] > 0.05
-    del state
+    state.foot_position = np.array([[[0.0, -0.1, 0.12], [0.0, 0.1, 0.0]]]) + [0, 0, 1] * state.physics.foot_radius[:, None]
+    assert tasks.gait(state)[0] == pytest.approx(1.0)  # the right foot at 12 cm, the left one on the ground
+    swapped = state_at(time=np.array([quarter]), foot_position=state.foot_position[:, ::-1])
+    assert tasks.gait(swapped)[0] < 0.01
 
 
 def test_healthy_is_between_one_and_two_metres() -> None:
