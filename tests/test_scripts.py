@@ -132,7 +132,8 @@ def test_a_polite_stop_ends_the_processes_of_gymnasium_worlds_too(tmp_path: Path
     started = command("train.py", "--name", "gym", settings=settings)
     process = subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = tmp_path / "workspace" / "gym" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.stat().st_size > 0) and process.poll() is None:
+    # the second line is written once the first iteration is kept
+    while not (metrics.exists() and metrics.read_text().count("\n") > 1) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C reaches the workers too
     _, err = process.communicate(timeout=60)
