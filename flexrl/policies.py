@@ -151,8 +151,11 @@ def restore_learner(snapshot: Snapshot, num_envs: int = 1) -> Learner:
     world_settings = settings.world.model_copy(update={"num_envs": num_envs} | _in_process(settings.world))
     world = normalise(make_world(world_settings), settings.normalize_observations, False, 0.99)
     for kind in ("observation_space", "action_space"):
-        if getattr(world, kind) != read_space(snapshot.about[kind]):
-            raise UserError(f"{snapshot.folder}: its {kind} is not this flex-rl's; use the version that trained it")
+        ours, its = getattr(world, kind).shape, read_space(snapshot.about[kind]).shape
+        if ours != its:
+            raise UserError(
+                f"{snapshot.folder}: its {kind} has shape {its}, here it is {ours}; use the version that trained it"
+            )
     learner_settings = settings.learner
     if hasattr(learner_settings, "buffer_size"):  # it is not going to learn
         learner_settings = learner_settings.model_copy(update={"buffer_size": 1, "save_replay_buffer": False})

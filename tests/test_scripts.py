@@ -264,6 +264,19 @@ def test_a_damaged_snapshot_is_refused_with_its_file(trained: Path, tmp_path: Pa
     assert "policy.safetensors: is damaged" in done.stderr
 
 
+def test_a_snapshot_of_another_observation_is_refused(trained: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "older"
+    shutil.copytree(trained / "workspace" / "walk" / "best", copied)
+    about = json.loads((copied / "snapshot.json").read_text())
+    size = about["observation_space"]["shape"][0]
+    about["observation_space"]["shape"] = [size - 1]
+    files = {path.name: path.read_bytes() for path in copied.iterdir() if path.name != "manifest.json"}
+    snapshots.write(copied, files | {"snapshot.json": json.dumps(about).encode()})
+    done = run(tmp_path, "play.py", "--model", str(copied))
+    assert done.returncode == 2
+    assert f"its observation_space has shape ({size - 1},), here it is ({size},)" in done.stderr
+
+
 def test_an_exported_zip_plays_under_plain_sb3_alike(trained: Path, tmp_path: Path) -> None:
     import numpy as np
     from stable_baselines3 import PPO
