@@ -78,6 +78,8 @@ def main() -> None:
     settings = snapshot.settings if snapshot else config.load(PlayedSettings, arguments.config)
     if snapshot and arguments.config:
         raise UserError("--config: a snapshot brings its own world; leave --config away")
+    if arguments.task and not isinstance(settings.world, MotorSettings):
+        raise UserError(f"--task {arguments.task}: {settings.world.id} has a reward of its own; leave --task away")
     world_settings = evaluation_settings(settings.world, arguments.episodes, arguments.physics, arguments.task)
     world = make_world(check_task(world_settings), arguments.seed)
     with contextlib.closing(world):

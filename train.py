@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from typing import Any, ClassVar, Literal
 
+import gymnasium
 import numpy as np
 import psutil
 import torch
@@ -24,7 +26,7 @@ from flexrl.learners import Learner, make_learner
 from flexrl.motor_world import MotorSettings, TaskName, resolve_task
 from flexrl.policies import load_policy, open_snapshot, policy_of, snapshot_files
 from flexrl.progress import Progress
-from flexrl.worlds import WorldSettings, closing, evaluation_settings, make_world, normalise
+from flexrl.worlds import WorldSettings, closing, describe_space, evaluation_settings, make_world, normalise
 
 VIDEO_STEPS = 400  # control steps: 6 s of the humanoid
 
@@ -86,7 +88,7 @@ class TrainSettings(Settings):
 
 
 def main() -> None:
-    settings, run = runs.begin(TrainSettings, __doc__)
+    settings, run = runs.begin(TrainSettings, __doc__, rehearse)
     torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
     with run, closing(make_training_world(settings)) as world:
         learner = make_learner(
@@ -123,6 +125,35 @@ def main() -> None:
     if settings.video and isinstance(settings.world, MotorSettings):
         make_video(settings, run)
     print(f"watch it: python play.py --model {run.best}")
+
+
+def rehearse(settings: TrainSettings) -> None:
+    """Builds world and learner with one env and forgets them: what SB3, torch or Gymnasium refuse, they refuse here."""
+    kind, _, index = settings.device.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():  # SB3 would take the CPU without a word
+        raise UserError(f"device: there is no {settings.device} among {torch.cuda.device_count()} GPUs here; write auto")
+    try:
+        world = make_world(evaluation_settings(settings.world, 1))
+    except (ValueError, ImportError, gymnasium.error.Error) as error:
+        raise UserError(f"world: {one_line(error)}") from None
+    with contextlib.closing(world), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
+        try:
+            describe_space(world.observation_space)
+            describe_space(world.action_space)
+        except ValueError as error:
+            raise UserError(f"world: {error}") from None
+        if settings.normalize_observations and not isinstance(world.observation_space, gymnasium.spaces.Box):
+            raise UserError("normalize_observations: this world's observations are no numbers in a box; write false")
+        small = {"buffer_size": 1} if hasattr(settings.learner, "buffer_size") else {}
+        try:
+            make_learner(settings.learner.model_copy(update=small), world, num_steps=1, seed=0, device=settings.device)
+        except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"learner: {settings.learner.name} cannot be built: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def make_training_world(settings: TrainSettings) -> Any:

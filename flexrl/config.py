@@ -204,21 +204,23 @@ def _show(value: _Value | None) -> str:
 _CHOICES = ("name", "kind")
 
 
-def _merge(under: dict[str, _Value], over: dict[str, _Value]) -> dict[str, _Value]:
-    """`over` laid upon `under`, mapping by mapping."""
+def _merge(under: dict[str, _Value], over: dict[str, _Value], defaults: object) -> dict[str, _Value]:
+    """`over` laid upon `under`, mapping by mapping; `defaults` knows what is chosen where `under` does not say."""
     for choice in _CHOICES:
-        if choice in under and choice in over and under[choice].value != over[choice].value:
-            return over
+        if choice in over:
+            chosen = under[choice].value if choice in under else getattr(defaults, choice, over[choice].value)
+            if chosen != over[choice].value:
+                return over
     merged = dict(under)
     for key, value in over.items():
         old = merged.get(key)
         if old is not None and isinstance(old.value, dict) and isinstance(value.value, dict):
-            value = _Value(_merge(old.value, value.value), value.where)
+            value = _Value(_merge(old.value, value.value, getattr(defaults, key, None)), value.where)
         merged[key] = value
     return merged
 
 
-def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, _Value]:
+def _with_bases(path: Path, defaults: object, seen: tuple[Path, ...] = ()) -> dict[str, _Value]:
     """The file's values over those of the file it names as `base:`, relative to itself."""
     if path.resolve() in seen:
         circle = " -> ".join(str(file.name) for file in (*seen, path))
@@ -231,7 +233,10 @@ def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, _Value]:
         return values
     if not isinstance(base.value, str):
         raise UserError(f"{base.where}: base: expected the path of a YAML file, found {_show(base)}")
-    return _merge(_with_bases(path.parent / base.value, (*seen, path.resolve())), values)
+    under = path.parent / base.value
+    if not under.exists():
+        raise UserError(f"{base.where}: base: {under}: no such file{_nearest_file(under)}")
+    return _merge(_with_bases(under, defaults, (*seen, path.resolve())), values, defaults)
 
 
 def _from_set(text: str) -> dict[str, _Value]:
@@ -252,9 +257,10 @@ def load(model: type[S], path: Path | None = None, overrides: Sequence[str] = ()
 
     Raises UserError with one line: where it stands, what was found, what to write.
     """
-    values = _with_bases(path) if path is not None else {}
+    defaults = types.SimpleNamespace(**{name: field.default for name, field in model.model_fields.items()})
+    values = _with_bases(path, defaults) if path is not None else {}
     for text in overrides:
-        values = _merge(values, _from_set(text))
+        values = _merge(values, _from_set(text), defaults)
     try:
         return model.model_validate(_plain(_Value(values, "")))
     except ValidationError as error:
@@ -283,7 +289,20 @@ def _explain(error: ValidationError, model: type[Settings], values: dict[str, _V
         names = list(parent.model_fields) if parent else []
         hint = _nearest(keys[-1], names) or (f"; it has {', '.join(names)}" if names else "")
         return f"{where}: {group + ': ' if group else ''}no key '{keys[-1]}' here{hint}"
-    return f"{where}: {'.'.join(keys) + ': ' if keys else ''}{_cure(detail, found)}"
+    message = _cure(detail, found)
+    if detail["type"] == "value_error":  # of several settings together: the sentence begins with the one to change
+        where = _where(message.partition(": ")[0].split("."), level, where)
+    return f"{where}: {'.'.join(keys) + ': ' if keys else ''}{message}"
+
+
+def _where(keys: Sequence[str], level: _Value, where: str) -> str:
+    """The place of the deepest of nested `keys` that stands in the values, or `where`."""
+    for key in keys:
+        inner = level.value.get(key) if isinstance(level.value, dict) else None
+        if inner is None:
+            break
+        level, where = inner, inner.where
+    return where
 
 
 def _cure(detail: Any, found: _Value | None) -> str:

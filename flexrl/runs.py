@@ -76,9 +76,10 @@ def check_name(name: str) -> str:
     return name
 
 
-def begin(model: type[S], doc: str | None) -> tuple[S, Run[S]]:
+def begin(model: type[S], doc: str | None, rehearse: Callable[[S], None]) -> tuple[S, Run[S]]:
     """Reads the command line of a verb that makes a run, checks everything, and returns its settings and the run.
 
+    `rehearse` builds what the settings ask for, small, and raises UserError where they cannot work.
     Nothing is written before the run is entered. `--check` prints the resolved settings and exits with 0.
     """
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,6 +103,10 @@ def begin(model: type[S], doc: str | None) -> tuple[S, Run[S]]:
         raise UserError(f"--resume: there is no run {folder}; leave --resume away to start it")
     else:
         settings = config.load(model, arguments.config, arguments.set)
+    try:
+        rehearse(settings)
+    except UserError as error:
+        raise UserError(f"{arguments.config or 'settings'}: {error}") from None
     if arguments.check:
         print(config.to_yaml(settings), end="")
         sys.exit(0)

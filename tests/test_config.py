@@ -8,7 +8,7 @@ import pytest
 
 from flexrl import config
 from flexrl.config import UserError
-from train import TrainSettings
+from train import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
 
@@ -28,11 +28,9 @@ def complaint(path: Path | None, *overrides: str) -> str:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_load_and_begin_with_their_command(path: Path) -> None:
-    settings = config.load(TrainSettings, path)
+    config.load(TrainSettings, path)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert any(line.startswith("# python train.py --name") and str(path.name) in line for line in lines[:2])
-    again = path.parent.parent / "examples" / path.name
-    assert config.load(TrainSettings, again) == settings
 
 
 def test_resolved_settings_read_back_the_same(tmp_path: Path) -> None:
@@ -111,6 +109,14 @@ def test_missing_file_circle_and_folder(tmp_path: Path) -> None:
     write(tmp_path, "base: two.yaml", "one.yaml")
     write(tmp_path, "base: one.yaml", "two.yaml")
     assert "circular base: one.yaml -> two.yaml -> one.yaml" in complaint(tmp_path / "one.yaml")
+    path = write(tmp_path, "seed: 1\nbase: wolk.yaml", "three.yaml")
+    hint = f"did you mean '{tmp_path / 'walk.yaml'}'?"
+    assert complaint(path) == f"{path}:2: base: {tmp_path / 'wolk.yaml'}: no such file; {hint}"
+
+
+def test_settings_that_do_not_go_together_name_the_line_of_the_one_to_change(tmp_path: Path) -> None:
+    path = write(tmp_path, "world: {num_envs: 64}\nlearner:\n  name: sac\n  buffer_size: 100\n")
+    assert complaint(path) == f"{path}:4: learner.buffer_size: expected at least 10 steps of each of the 64 envs"
 
 
 def test_base_file_then_file_then_set(tmp_path: Path) -> None:
@@ -125,6 +131,28 @@ def test_another_learner_does_not_inherit_the_first_ones_settings(tmp_path: Path
     write(tmp_path, "learner: {name: ppo, n_steps: 8}", "base.yaml")
     path = write(tmp_path, "base: base.yaml\nlearner: {name: sac, tau: 0.01}")
     assert config.load(TrainSettings, path).learner.name == "sac"
+    write(tmp_path, "learner: {n_steps: 8}\nworld: {num_envs: 4}", "base.yaml")  # ppo and motor, unsaid
+    settings = config.load(TrainSettings, path, ["world.kind=motor"])
+    assert (settings.learner.n_steps, settings.world.num_envs) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["learner.policy_kwargs.optimizer_kwargs={foo: 1}"], "unexpected keyword argument 'foo'"),
+        (["learner={name: sac, target_entropy: foo}"], "could not convert string to float: 'foo'"),
+        (["learner={name: sac, policy_kwargs: {net_arch: {pi: [8], vf: [8]}}}"], "no key 'qf'"),
+        (["learner.name=sac", "world={kind: gymnasium, id: CartPole-v1}"], "action spaces"),
+        (["world={kind: gymnasium, id: FrozenLake-v1}"], "normalize_observations: "),
+        (["world={kind: gymnasium, id: Blackjack-v1}"], "a Tuple space cannot be put into a snapshot"),
+        (["device=cuda:99"], "device: there is no cuda:99"),
+    ],
+)
+def test_what_libraries_refuse_is_refused_before_a_run_begins(settings: list[str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        rehearse(config.load(TrainSettings, None, settings))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_set_mistakes_name_the_flag() -> None:

@@ -7,6 +7,7 @@ import random
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from flexrl import config
 from flexrl.config import UserError
 from flexrl.learners import make_learner
 from flexrl.worlds import evaluation_settings, make_world, normalise
-from train import TrainSettings
+from train import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
 VALUES = [
@@ -53,17 +54,16 @@ def mutate(text: str, rng: random.Random) -> str:
 
 
 def two_steps(chosen: TrainSettings) -> None:
-    """A learner of these settings acts twice in two simulations of its world."""
+    """A learner of these settings collects two steps of two simulations of its world, and learns from them."""
     world = normalise(make_world(evaluation_settings(chosen.world, 2)), chosen.normalize_observations, True, 0.99)
+    off_policy = hasattr(chosen.learner, "buffer_size")
+    small: dict[str, Any] = {"buffer_size": 100, "learning_starts": 0} if off_policy else {"n_steps": 2}
+    small |= {"batch_size": 4} if hasattr(chosen.learner, "batch_size") else {}
     with contextlib.closing(world):
-        small = chosen.learner.model_copy(update={"buffer_size": 100} if hasattr(chosen.learner, "buffer_size") else {})
-        learner = make_learner(small, world, num_steps=2, seed=0, device="cpu")
-        obs = world.reset()
-        for _ in range(2):
-            actions, _ = learner.model.policy.predict(obs)
-            obs, reward, _, _ = world.step(actions)
-            assert np.isfinite(obs).all()
-            assert np.isfinite(reward).all()
+        learner = make_learner(chosen.learner.model_copy(update=small), world, num_steps=4, seed=0, device="cpu")
+        while learner.num_steps < 4:
+            assert all(np.isfinite(value) for value in learner.improve().values())
+        assert all(np.isfinite(array).all() for array in learner.policy_arrays().values())
 
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
@@ -80,10 +80,11 @@ def test_damaged_examples_work_or_are_refused_in_one_line(path: Path, seed: int,
         damaged.write_text(text, encoding="utf-8")
         try:
             chosen = config.load(TrainSettings, damaged)
+            rehearse(chosen)
         except UserError as error:
             message = str(error)
             assert "\n" not in message
-            assert message.startswith(folder), message
+            assert message.startswith((folder, "world: ", "learner: ", "device: ", "normalize_observations: ")), message
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
