@@ -104,6 +104,7 @@ def main() -> None:
             while learner.num_steps < settings.num_steps:
                 before = learner.num_steps
                 metrics = learner.improve() | {"time/memory_gb": psutil.Process().memory_info().rss / 2**30}
+                check_finite(metrics)
                 if is_due(settings.evaluation.every, before, learner.num_steps, settings.num_steps):
                     progress.say("evaluating")
                     scores = evaluate(settings, learner)
@@ -215,6 +216,15 @@ def resume(run: runs.Run[TrainSettings], learner: Learner) -> float:
 def judged_by(settings: TrainSettings) -> dict[str, Any]:
     """What the scores of two evaluations must share to be compared."""
     return settings.evaluation.model_dump(mode="json", exclude={"every"})
+
+
+def check_finite(metrics: dict[str, float]) -> None:
+    """Failed, if a loss is no number any more; this update is not remembered, so latest/ keeps the state before it."""
+    for name in ("train/loss", "train/value_loss", "train/actor_loss", "train/critic_loss"):
+        if not np.isfinite(metrics.get(name, 0.0)):
+            raise runs.Failed(
+                f"{name} is {metrics[name]}: the weights are lost; latest/ is from before; lower learner.learning_rate"
+            )
 
 
 def check_divergence(metrics: dict[str, float]) -> None:

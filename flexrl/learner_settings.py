@@ -9,12 +9,13 @@ from typing import Any, Literal, Union
 
 from pydantic import Field, create_model
 from sb3_contrib import TQC, CrossQ, RecurrentPPO
-from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3 import A2C, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
 from flexrl.config import Settings, choice
+from flexrl.ppo import PPO
 
 LEARNERS: dict[str, type[BaseAlgorithm]] = {
     "ppo": PPO,

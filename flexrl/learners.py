@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from flexrl.learner_settings import ACTIVATIONS, LEARNERS, Schedule
 from flexrl.networks import MirroredActorCriticPolicy
+from flexrl.ppo import PPO, one_thread
 from flexrl.randomness import random_state, set_random_state
 from flexrl.replay import MappedNStepReplayBuffer, MappedReplayBuffer, Replay
 from flexrl.worlds import mirrors_of
@@ -74,7 +76,6 @@ class Learner:
         self.world = world
         self.normaliser = world if isinstance(world, VecNormalize) else None
         self.total_steps = num_steps
-        self.num_threads = torch.get_num_threads()
         policy, arguments = _arguments(settings, world, replay_folder)
         self.model = LEARNERS[settings.name](policy, world, seed=seed, device=device, verbose=0, **arguments)
         self.model.set_logger(Logger(folder=None, output_formats=[]))
@@ -92,22 +93,21 @@ class Learner:
         if not self._started:
             self._begin()
         start, steps_before = time.perf_counter(), model.num_timesteps
-        # Physics has its own threads; torch's would spin on the same cores while a small network acts.
-        torch.set_num_threads(1)
         if isinstance(model, OffPolicyAlgorithm):
-            model.collect_rollouts(
-                self.world,
-                self._callback,
-                model.train_freq,
-                model.replay_buffer,
-                model.action_noise,
-                model.learning_starts,
-            )
+            with one_thread():
+                model.collect_rollouts(
+                    self.world,
+                    self._callback,
+                    model.train_freq,
+                    model.replay_buffer,
+                    model.action_noise,
+                    model.learning_starts,
+                )
         else:
-            model.collect_rollouts(self.world, self._callback, model.rollout_buffer, model.n_steps)
+            with contextlib.nullcontext() if isinstance(model, PPO) else one_thread():
+                model.collect_rollouts(self.world, self._callback, model.rollout_buffer, model.n_steps)
             model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
         middle, num_steps = time.perf_counter(), model.num_timesteps - steps_before
-        torch.set_num_threads(self.num_threads)
         if not isinstance(model, OffPolicyAlgorithm):
             model.train()
         elif model.num_timesteps > self._learn_after:

@@ -26,35 +26,43 @@ class MirroredActorCriticPolicy(ActorCriticPolicy):
             self.register_buffer(f"{name}_source", torch.as_tensor(mirror.source), persistent=False)
             self.register_buffer(f"{name}_sign", torch.as_tensor(mirror.sign), persistent=False)
 
-    def _both(self, obs: Tensor) -> Tensor:
+    def with_mirror_images(self, obs: Tensor) -> Tensor:
         """The observations and, below them, their mirror images: (2 * batch, obs_dim)."""
         return torch.cat([obs, obs[:, self.obs_source] * self.obs_sign])
 
-    def _mean(self, latent: Tensor) -> Tensor:
-        mean, mirrored = self.action_net(latent).chunk(2)
-        return 0.5 * (mean + mirrored[:, self.action_source] * self.action_sign)
+    def merge_means(self, means: Tensor) -> Tensor:
+        """One answer (batch, action_dim) from those to observations and to their mirror images (2 * batch, action_dim)."""
+        own, other = means.chunk(2)
+        return 0.5 * (own + other[:, self.action_source] * self.action_sign)
 
-    def _value(self, latent: Tensor) -> Tensor:
-        value, mirrored = self.value_net(latent).chunk(2)
-        return 0.5 * (value + mirrored)
+    def merge_values(self, values: Tensor) -> Tensor:
+        """One value (batch, 1) from those of observations and of their mirror images (2 * batch, 1)."""
+        own, other = values.chunk(2)
+        return 0.5 * (own + other)
+
+    def _mean(self, both: Tensor) -> Tensor:
+        return self.merge_means(self.action_net(self.mlp_extractor.forward_actor(both)))
+
+    def _value(self, both: Tensor) -> Tensor:
+        return self.merge_values(self.value_net(self.mlp_extractor.forward_critic(both)))
 
     def _normal(self, mean: Tensor) -> DiagGaussianDistribution:
         return self.action_dist.proba_distribution(mean, self.log_std)
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        both = self._both(obs.float())
-        distribution = self._normal(self._mean(self.mlp_extractor.forward_actor(both)))
+        both = self.with_mirror_images(obs.float())
+        distribution = self._normal(self._mean(both))
         actions = distribution.get_actions(deterministic=deterministic)
-        return actions, self._value(self.mlp_extractor.forward_critic(both)), distribution.log_prob(actions)
+        return actions, self._value(both), distribution.log_prob(actions)
 
     def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        both = self._both(obs.float())
-        distribution = self._normal(self._mean(self.mlp_extractor.forward_actor(both)))
-        values = self._value(self.mlp_extractor.forward_critic(both))
+        both = self.with_mirror_images(obs.float())
+        distribution = self._normal(self._mean(both))
+        values = self._value(both)
         return values, distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, obs: Tensor) -> DiagGaussianDistribution:
-        return self._normal(self._mean(self.mlp_extractor.forward_actor(self._both(obs.float()))))
+        return self._normal(self._mean(self.with_mirror_images(obs.float())))
 
     def predict_values(self, obs: Tensor) -> Tensor:
-        return self._value(self.mlp_extractor.forward_critic(self._both(obs.float())))
+        return self._value(self.with_mirror_images(obs.float()))

@@ -182,6 +182,17 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(tmp_path: Path) -> None:
+    first = run(tmp_path, "train.py", "--name", "lost", settings=[*SMALL, "num_steps=128"])
+    assert first.returncode == 0, first.stderr
+    weights = tmp_path / "workspace" / "lost" / "latest" / "policy.safetensors"
+    before = weights.read_bytes()
+    done = run(tmp_path, "train.py", "--name", "lost", "--resume", settings=["num_steps=256", "learner.learning_rate=1e30"])
+    assert done.returncode == 1
+    assert "the weights are lost; latest/ is from before" in done.stderr.splitlines()[-1]
+    assert weights.read_bytes() == before
+
+
 def test_check_prints_the_settings_and_writes_nothing(tmp_path: Path) -> None:
     done = run(tmp_path, "train.py", "--check", settings=["num_steps=5e6"])
     assert done.returncode == 0, done.stderr
