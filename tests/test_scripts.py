@@ -331,7 +331,7 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("config", "snapshots", "runs", "progress", "words", "statistics", "randomness"), 0),
         **dict.fromkeys(("physics", "tasks", "observations", "looks", "render", "viewer"), 1),
         **dict.fromkeys(("motor_world", "gymnasium_envs", "worlds"), 2),
-        **dict.fromkeys(("replay", "networks", "learner_settings", "learners"), 3),
+        **dict.fromkeys(("replay", "networks", "ppo", "learner_settings", "learners"), 3),
         **dict.fromkeys(("policies", "evaluation", "lineage", "ledger", "plots"), 4),
     }
     files = {path.stem: path for path in (ROOT / "flexrl").glob("*.py") if path.stem != "__init__"}
