@@ -38,8 +38,8 @@ class Schedule(Settings):
     end: float
 
     def __call__(self, progress_remaining: float) -> float:
-        """SB3's schedule: `progress_remaining` goes from 1 to 0."""
-        return self.end + (self.start - self.end) * progress_remaining
+        """SB3's schedule: `progress_remaining` goes from 1 to 0, and below 0 in a last rollout that overshoots the run."""
+        return self.end + (self.start - self.end) * max(progress_remaining, 0.0)
 
 
 class Noise(Settings):

@@ -131,6 +131,7 @@ def test_schedules_and_networks_reach_sb3() -> None:
     model: Any = make_learner(settings.learner, world, num_steps=100, seed=0, device="cpu").model
     assert model.lr_schedule(1.0) == pytest.approx(1e-3)
     assert model.lr_schedule(0.5) == pytest.approx(5.5e-4)
+    assert model.lr_schedule(-0.3) == pytest.approx(1e-4)
     assert model.clip_range(0.3) == pytest.approx(0.1)
     assert isinstance(model.policy, MirroredActorCriticPolicy)
     assert model.policy.action_net.in_features == 32
