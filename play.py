@@ -20,7 +20,8 @@ from rich.table import Table
 from flexrl import config, render, runs, viewer
 from flexrl.config import UserError
 from flexrl.evaluation import Episode, Trail, check_trail, run_episodes, summarise
-from flexrl.motor_world import MotorSettings, MotorWorld, resolve_task
+from flexrl.motor_settings import MotorSettings, resolve_tasks
+from flexrl.motor_world import MotorWorld
 from flexrl.policies import (
     PlayedSettings,
     Policy,
@@ -32,7 +33,7 @@ from flexrl.policies import (
     open_snapshot,
 )
 from flexrl.tasks import TASKS
-from flexrl.worlds import evaluation_settings, make_world
+from flexrl.worlds import evaluation_settings, make_world, only_skill
 
 MAX_EPISODES = 10_000
 MAX_COLUMNS = 20  # episodes
@@ -50,6 +51,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--task", choices=sorted({task.name for task in TASKS}), help="count this task's reward instead, such as v5"
     )
+    parser.add_argument("--skill", help="only this skill of a policy that has several (default: all, one after the other)")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     parser.add_argument(
@@ -81,7 +83,7 @@ def main() -> None:
     if arguments.task and not isinstance(settings.world, MotorSettings):
         raise UserError(f"--task {arguments.task}: {settings.world.id} has a reward of its own; leave --task away")
     world_settings = evaluation_settings(settings.world, arguments.episodes, arguments.physics, arguments.task)
-    world = make_world(check_task(world_settings), arguments.seed)
+    world = make_world(choose_skill(check_task(world_settings), arguments.skill), arguments.seed)
     with contextlib.closing(world):
         policy = make_policy(snapshot, arguments, world)
         if arguments.viewer:
@@ -104,10 +106,22 @@ def check_task(settings: Any) -> Any:
     """The settings, if their body has their task; UserError otherwise."""
     if isinstance(settings, MotorSettings):
         try:
-            resolve_task(settings)
+            resolve_tasks(settings)
         except ValueError as error:
             raise UserError(f"--task: {error}") from None
     return settings
+
+
+def choose_skill(settings: Any, skill: str | None) -> Any:
+    """The settings with episodes of that skill only; UserError if there is none of that name."""
+    if skill is None:
+        return settings
+    if not isinstance(settings, MotorSettings):
+        raise UserError(f"--skill {skill}: only motor worlds have skills; leave --skill away")
+    try:
+        return only_skill(settings, skill)
+    except ValueError as error:
+        raise UserError(f"--skill: {error}") from None
 
 
 def make_policy(snapshot: Snapshot | None, arguments: argparse.Namespace, world: Any) -> Policy:
@@ -165,16 +179,22 @@ def print_table(episodes: list[Episode]) -> None:
     """A column an episode (a row, if they do not fit), then means with 95 % bootstrap intervals; reward terms a step."""
     summary = summarise(episodes)
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    upright = len(episodes) <= MAX_COLUMNS and 24 + 8 * len(episodes) <= console.width
+    several = len({e.skill for e in episodes}) > 1
+    width = 2 + max([6, *(len(str(e.skill)) for e in episodes if several)])
+    upright = len(episodes) <= MAX_COLUMNS and 24 + width * len(episodes) <= console.width
     rows: dict[str, list[str]] = {
         "seed": [str(e.seed) for e in episodes],
         "return": [f"{e.episode_return:,.0f}" for e in episodes],
         "length": [str(e.length) for e in episodes],
         "ended by": ["fall" if e.terminated else "time" for e in episodes],
     }
+    if several:
+        rows["skill"] = [str(e.skill) for e in episodes]
+    if any(e.success is not None for e in episodes):
+        rows["success"] = [{True: "yes", False: "no", None: ""}[e.success] for e in episodes]
     if "mean_speed" in summary:
         rows["speed (m/s)"] = [f"{e.mean_speed:z.2f}" for e in episodes]
-    if upright:
+    if upright and not several:
         for name in episodes[0].rewards:
             rows[f"{name} / step"] = [f"{e.rewards[name] / e.length:z.2f}" for e in episodes]
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -190,7 +210,10 @@ def print_table(episodes: list[Episode]) -> None:
             unit = " m/s" if name == "mean_speed" else ""
             label = name.removeprefix("mean_")
             print(f"mean {label} {mean:z,.{digits}f}{unit}  (95 % interval {low:,.{digits}f} to {high:,.{digits}f})")
-    if not upright:
+    for name in [name for name in summary if name.startswith("success")]:
+        mean, (low, high) = summary[name]["mean"], summary[name]["interval"]
+        print(f"{name.replace('/', ' of ')}: {mean:.0%}  (95 % interval {low:.0%} to {high:.0%})")
+    if not upright and not several:
         steps = sum(e.length for e in episodes)
         terms = (f"{name} {sum(e.rewards[name] for e in episodes) / steps:.2f}" for name in episodes[0].rewards)
         print(f"reward a step: {', '.join(terms)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import gymnasium
@@ -23,9 +24,10 @@ from flexrl.config import Settings, UserError
 from flexrl.evaluation import Trail, run_episodes, summarise
 from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
 from flexrl.learners import Learner, make_learner
-from flexrl.motor_world import MotorSettings, TaskName, resolve_task
-from flexrl.policies import load_policy, open_snapshot, policy_of, snapshot_files
+from flexrl.motor_settings import MotorSettings, TaskName, resolve_tasks
+from flexrl.policies import Snapshot, load_policy, open_snapshot, policy_of, snapshot_files
 from flexrl.progress import Progress
+from flexrl.warm_start import init_from
 from flexrl.worlds import WorldSettings, closing, describe_space, evaluation_settings, make_world, normalise
 
 VIDEO_STEPS = 400  # control steps: 6 s of the humanoid
@@ -59,6 +61,8 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, le=2**31)
     world: WorldSettings = MotorSettings()
     learner: LearnerSettings = SETTINGS["ppo"]()
+    # a snapshot to begin with, such as workspace/pretrained/best; what it did not see (a goal) may be added; null: none
+    init_from: str | None = None
     # running mean and variance of observations, and scale of returns
     normalize_observations: bool = True
     normalize_rewards: bool = True
@@ -79,8 +83,13 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
         if isinstance(self.world, MotorSettings):
-            resolve_task(self.world)
-            resolve_task(self.world.model_copy(update={"task": self.evaluation.task or self.world.task}))
+            resolve_tasks(self.world)
+            if self.evaluation.task not in (None, self.world.task):
+                if self.world.goal:
+                    raise ValueError(
+                        "evaluation.task: a policy that sees its goal is evaluated at its own tasks; leave it away"
+                    )
+                resolve_tasks(self.world.model_copy(update={"task": self.evaluation.task, "skills": {}}))
         elif self.evaluation.task is not None:
             raise ValueError("evaluation.task: only motor worlds have tasks; leave it away")
         check_fit(self.learner, self.world)
@@ -90,6 +99,7 @@ class TrainSettings(Settings):
 def main() -> None:
     settings, run = runs.begin(TrainSettings, __doc__, rehearse)
     torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
+    parent = find_parent(settings, run)
     with run, closing(make_training_world(settings)) as world:
         learner = make_learner(
             settings.learner,
@@ -99,6 +109,8 @@ def main() -> None:
             device=settings.device,
             replay_folder=run.folder / "replay",
         )
+        if parent is not None:
+            init_from(learner, parent, settings.world)
         best = resume(run, learner)
         with Progress(settings.num_steps, learner.num_steps) as progress:
             while learner.num_steps < settings.num_steps:
@@ -146,11 +158,29 @@ def rehearse(settings: TrainSettings) -> None:
             raise UserError(f"world: {error}") from None
         if settings.normalize_observations and not isinstance(world.observation_space, gymnasium.spaces.Box):
             raise UserError("normalize_observations: this world's observations are no numbers in a box; write false")
-        small = {"buffer_size": 1} if hasattr(settings.learner, "buffer_size") else {}
         try:
-            make_learner(settings.learner.model_copy(update=small), world, num_steps=1, seed=0, device=settings.device)
+            make_small_learner(settings, world)
         except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"learner: {settings.learner.name} cannot be built: {one_line(error)}") from None
+
+
+def make_small_learner(settings: TrainSettings, world: Any) -> Learner:
+    """The settings' learner on a world of one env, with room for nothing."""
+    small = {"buffer_size": 1} if hasattr(settings.learner, "buffer_size") else {}
+    return make_learner(settings.learner.model_copy(update=small), world, num_steps=1, seed=0, device=settings.device)
+
+
+def find_parent(settings: TrainSettings, run: runs.Run[TrainSettings]) -> Snapshot | None:
+    """The snapshot to begin with, tried on; None if there is none, or the run goes on from a state of its own."""
+    if settings.init_from is None or snapshots.exists(run.latest):
+        return None
+    parent = open_snapshot(Path(settings.init_from))
+    small = settings.model_copy(update={"world": evaluation_settings(settings.world, 1)})
+    with contextlib.closing(make_training_world(small)) as world, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
+        init_from(make_small_learner(small, world), parent, settings.world)
+    run.parents = {settings.init_from: snapshots.content_hash(parent.folder)}
+    return parent
 
 
 def one_line(error: Exception) -> str:
@@ -179,8 +209,8 @@ def evaluate(settings: TrainSettings, learner: Learner) -> dict[str, float]:
         for prefix, deterministic in (("eval", True), ("eval/stochastic", False)):
             summary = summarise(run_episodes(policy_of(learner, deterministic), world, evaluation.seed))
             metrics[f"{prefix}/terminated"] = summary["num_terminated"] / summary["num_episodes"]
-            for name in ("return", "length", "mean_speed"):
-                if name in summary:
+            for name in summary:
+                if name in ("return", "length", "mean_speed") or name.startswith("success"):
                     metrics[f"{prefix}/{name}"] = summary[name]["mean"]
     return metrics
 

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from flexrl.motor_world import MotorSettings, MotorWorld
+from flexrl.motor_settings import MotorSettings
+from flexrl.motor_world import MotorWorld
 from flexrl.physics import BODIES, load_model
 
 NUM_THREADS = os.cpu_count() or 1

@@ -51,7 +51,7 @@ def ours(physics: str, iterations: int) -> float:
     """Our world and loop, with Gymnasium's observation, reward and action range."""
     from flexrl.learner_settings import SETTINGS
     from flexrl.learners import make_learner
-    from flexrl.motor_world import MotorSettings
+    from flexrl.motor_settings import MotorSettings
     from flexrl.worlds import make_world, normalise
 
     settings = SETTINGS["ppo"](

@@ -25,7 +25,7 @@ def play_in_gymnasium(folder: Path, num_episodes: int) -> list[tuple[int, float,
     """Length, mean speed (m/s) and v5 return of each episode; our code only makes the observation from qpos and qvel."""
     import gymnasium
 
-    from flexrl.motor_world import MotorBatch
+    from flexrl.motor_batch import MotorBatch
     from flexrl.policies import load_policy, open_snapshot
 
     snapshot = open_snapshot(folder)

@@ -28,6 +28,8 @@ class Episode:
     episode_return: float
     mean_speed: float | None  # m/s along the world's x axis; None where the world does not say
     terminated: bool  # ended by the task, by a fall say, not by time
+    skill: str | None = None  # the task that it was for; None where the world has no tasks
+    success: bool | None = None  # whether it showed the skill; None where the task does not say what that is
     rewards: dict[str, float] = field(default_factory=dict)  # each reward term's sum
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +109,8 @@ def _episode(seed: int, info: dict[str, Any], speed: float | None) -> Episode:
         episode_return=float(record["r"]),
         mean_speed=record.get("mean_speed", speed),
         terminated=not info.get("TimeLimit.truncated", False),
+        skill=record.get("skill"),
+        success=record.get("success"),
         rewards={key.removeprefix("reward/"): value for key, value in record.items() if key.startswith("reward/")},
     )
 
@@ -117,8 +121,17 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     columns = {"return": [e.episode_return for e in episodes], "length": [float(e.length) for e in episodes]}
     if all(e.mean_speed is not None for e in episodes):
         columns["mean_speed"] = [float(e.mean_speed or 0.0) for e in episodes]
-    for name in episodes[0].rewards:
-        columns[f"reward/{name}"] = [e.rewards[name] for e in episodes]
+    skills = list(dict.fromkeys(e.skill for e in episodes))
+    if len(skills) == 1:
+        for name in episodes[0].rewards:
+            columns[f"reward/{name}"] = [e.rewards[name] for e in episodes]
+    judged = [e for e in episodes if e.success is not None]
+    if judged:
+        columns["success"] = [float(bool(e.success)) for e in judged]
+    for skill in skills if len(skills) > 1 else []:
+        shown = [float(bool(e.success)) for e in judged if e.skill == skill]
+        if shown:
+            columns[f"success/{skill}"] = shown
     for name, values in columns.items():
         summary[name] = {"mean": float(np.mean(values)), "interval": [float(end) for end in bootstrap_interval(values)]}
     return summary

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexrl import render
-from flexrl.motor_world import MotorBatch, MotorSettings
+from flexrl.motor_batch import MotorBatch
+from flexrl.motor_settings import MotorSettings
 
 
 class MotorEnv(gymnasium.Env):
@@ -50,8 +51,9 @@ class MotorEnv(gymnasium.Env):
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.floating], float, bool, bool, dict[str, Any]]:
         """One control step with `action` (num_motors,)."""
         result = self.batch.step(np.asarray(action)[None])
-        terms = zip(self.batch.task.term_names, result.terms[:, 0], strict=True)
+        terms = zip(self.batch.term_names, result.terms[:, 0], strict=True)
         info: dict[str, Any] = {f"reward/{name}": float(value) for name, value in terms}
+        info["skill"] = self.batch.tasks[self.batch.skill[0]].name
         info["diverged"] = bool(result.diverged[0])
         ended = bool(result.terminated[0]), bool(result.truncated[0])
         return result.obs[0], float(result.reward[0]), ended[0], ended[1], info
@@ -71,6 +73,9 @@ class MotorEnv(gymnasium.Env):
             self._stage = None
 
 
+SKILLS = {"task": "mixed", "sampling": "weighted", "goal": ["one_hot", "command"]}
+
 # The batch truncates by itself (a task's max_steps), so Gymnasium's time limit is left away.
 gymnasium.register("flexrl/Humanoid-v0", entry_point=MotorEnv, kwargs={"body": "humanoid"})
+gymnasium.register("flexrl/HumanoidSkills-v0", entry_point=MotorEnv, kwargs={"body": "humanoid", **SKILLS})
 gymnasium.register("flexrl/HalfCheetah-v0", entry_point=MotorEnv, kwargs={"body": "half_cheetah", "task": "v5"})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from flexrl.body_state import State
 from flexrl.physics import Array, Physics
-from flexrl.tasks import State
 
 PROPRIO_LIMIT = 1e4  # far above any speed that these bodies reach; the checkers of Gymnasium want finite bounds
 
@@ -86,14 +86,13 @@ def action_mirror(physics: Physics) -> Mirror:
     return joint_mirror(physics.model, [int(i) for i in physics.model.actuator_trnid[:, 0]])
 
 
-def make_observation(kind: str, physics: Physics) -> Observation:
-    """`proprio` or `v5` of this body."""
+def make_observation(kind: str, physics: Physics, goal: Sequence[Block] = ()) -> Observation:
+    """`proprio` or `v5` of this body, followed by what it sees of its goal."""
     if kind == "v5":
         blocks = humanoid_v5(physics) if physics.body.free else half_cheetah_v5(physics)
-        return Observation(blocks, np.float64, np.inf)
-    return Observation(
-        humanoid_proprio(physics) if physics.body.free else half_cheetah_proprio(physics), np.float32, PROPRIO_LIMIT
-    )
+        return Observation([*blocks, *goal], np.float64, np.inf)
+    blocks = humanoid_proprio(physics) if physics.body.free else half_cheetah_proprio(physics)
+    return Observation([*blocks, *goal], np.float32, PROPRIO_LIMIT)
 
 
 def _no_mirror(size: int) -> Mirror:

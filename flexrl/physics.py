@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium
 import mujoco
@@ -129,6 +130,8 @@ class Physics:
         self._mass = self.model.body_mass[:, None].copy()  # (nbody, 1) kg
         self._total_mass = np.sum(self._mass)
         self._num_warnings = np.zeros(num_envs, np.int64)
+        self.seed = 0  # of what is prepared at random for it, such as fallen poses
+        self._kept: dict[Any, Array] = {}
 
         self.foot_ids = [self.model.geom(name).id for name in body.feet]
         self.foot_radius = self.model.geom_size[self.foot_ids, 0]  # m
@@ -138,6 +141,12 @@ class Physics:
     def default_qpos(self) -> Array:
         """The XML's own posture, (nq,)."""
         return self._default_qpos
+
+    def keep(self, key: Any, make: Callable[[], Array]) -> Array:
+        """What `make` returned the first time for this key and seed."""
+        if (key, self.seed) not in self._kept:
+            self._kept[key, self.seed] = make()
+        return self._kept[key, self.seed]
 
     def ground_position(self, ids: slice | NDArray[np.intp] = ALL) -> Array:
         """Where simulations `ids` (n,) are over the ground, (n, 2) m, as their Gymnasium env measures speed.

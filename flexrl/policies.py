@@ -19,7 +19,7 @@ from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.learner_settings import SETTINGS, LearnerSettings
 from flexrl.learners import Learner, make_learner
-from flexrl.motor_world import MotorSettings
+from flexrl.motor_settings import MotorSettings
 from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise, read_space
 
 Bools = NDArray[np.bool_]

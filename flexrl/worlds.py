@@ -15,7 +15,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from flexrl.config import Settings, choice
-from flexrl.motor_world import MotorSettings, MotorWorld
+from flexrl.motor_settings import MotorSettings, resolve_tasks
+from flexrl.motor_world import MotorWorld
 from flexrl.observations import Mirror, action_mirror
 
 
@@ -72,11 +73,32 @@ def closing(world: VecEnv) -> Iterator[VecEnv]:
 def evaluation_settings(
     settings: MotorSettings | GymnasiumSettings, num_envs: int, physics: str | None = None, task: str | None = None
 ) -> MotorSettings | GymnasiumSettings:
-    """The same world for an evaluation: `num_envs` of it, in `physics` and at `task` where given and there is a choice."""
+    """The same world for an evaluation: `num_envs` of it, in `physics` and at `task` where given and there is a choice.
+
+    The skills of a mixed world come one after the other, whatever the training draws.
+    """
     if isinstance(settings, GymnasiumSettings):
         return settings.model_copy(update={"num_envs": num_envs, "subprocesses": False})
-    given = {"physics": physics, "task": task}
-    return settings.model_copy(update={"num_envs": num_envs} | {key: value for key, value in given.items() if value})
+    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced"}
+    if physics:
+        update["physics"] = physics
+    if task and task != settings.task:
+        update |= {"task": task, "skills": {}}
+    return settings.model_copy(update=update)
+
+
+def only_skill(settings: MotorSettings, skill: str) -> MotorSettings:
+    """A mixed world in which every episode is for `skill`; what a policy sees of its goal stays as it is.
+
+    ValueError with a sentence if the world has no such skill.
+    """
+    skills = list(resolve_tasks(settings))
+    if skill not in skills:
+        raise ValueError(f"this world has no skill {skill!r}; it has {', '.join(skills)}")
+    if len(skills) == 1:
+        return settings
+    weights = {name: float(name == skill) for name in skills}
+    return settings.model_copy(update={"skills": weights, "sampling": "weighted"})
 
 
 def mirrors_of(world: VecEnv) -> tuple[Mirror, Mirror] | None:

@@ -11,10 +11,11 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import flexrl.gymnasium_envs as envs
-from flexrl.motor_world import MotorSettings, MotorWorld
+from flexrl.motor_settings import MotorSettings
+from flexrl.motor_world import MotorWorld
 
 
-@pytest.mark.parametrize("name", ["flexrl/Humanoid-v0", "flexrl/HalfCheetah-v0"])
+@pytest.mark.parametrize("name", ["flexrl/Humanoid-v0", "flexrl/HumanoidSkills-v0", "flexrl/HalfCheetah-v0"])
 def test_the_checkers_of_gymnasium_and_sb3_have_nothing_to_say(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

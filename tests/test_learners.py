@@ -17,7 +17,7 @@ from flexrl import config, snapshots
 from flexrl.config import UserError
 from flexrl.learner_settings import LEARNERS, SETTINGS
 from flexrl.learners import Learner, make_learner
-from flexrl.motor_world import MotorSettings
+from flexrl.motor_settings import MotorSettings
 from flexrl.networks import MirroredActorCriticPolicy
 from flexrl.randomness import forked_randomness
 from flexrl.worlds import GymnasiumSettings, make_world, normalise

@@ -7,7 +7,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from flexrl.motor_world import MotorBatch, MotorSettings, MotorWorld
+from flexrl.motor_batch import MotorBatch
+from flexrl.motor_settings import MotorSettings
+from flexrl.motor_world import MotorWorld
 from flexrl.physics import BODIES, Physics
 
 

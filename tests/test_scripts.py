@@ -56,7 +56,13 @@ def test_a_run_leaves_what_the_house_promises(trained: Path) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] >= 1200
     logged = set().union(*lines)
-    assert {"rollout/return", "reward/upright", "train/value_loss", "train/approx_kl", "train/entropy_loss"} <= logged
+    assert {
+        "rollout/return",
+        "reward/walk_forward/upright",
+        "train/value_loss",
+        "train/approx_kl",
+        "train/entropy_loss",
+    } <= logged
     assert {"time/env_steps_per_second", "time/rollout_steps_per_second", "time/memory_gb", "world/diverged"} <= logged
     assert {"eval/return", "eval/stochastic/return"} <= logged
     lineage = json.loads((folder / "lineage.json").read_text())
@@ -251,6 +257,24 @@ def test_play_prints_one_json_object(trained: Path) -> None:
     assert again.stdout == done.stdout
 
 
+def test_a_policy_of_several_skills_is_played_skill_by_skill(tmp_path: Path) -> None:
+    settings = [*SMALL, "world.task=mixed", "world.goal=[one_hot, command]", "num_steps=256", "world.num_envs=8"]
+    done = run(tmp_path, "train.py", "--name", "mixed", settings=settings)
+    assert done.returncode == 0, done.stderr
+    logged = set().union(*map(json.loads, (tmp_path / "workspace" / "mixed" / "metrics.jsonl").read_text().splitlines()))
+    assert {"eval/success", "reward/turn_left/track_yaw_rate", "rollout/success/follow"} <= logged
+    play = ["play.py", "--model", "workspace/mixed/best", "--episodes"]
+    episodes = json.loads(run(tmp_path, *play, "16", "--json").stdout)["episodes"]
+    assert len({episode["skill"] for episode in episodes}) == 8
+    assert all(isinstance(episode["success"], bool) for episode in episodes)
+    table = run(tmp_path, *play, "2", "--skill", "turn_left").stdout
+    assert "success of turn_left" not in table  # one skill: one line
+    assert "success: 0%" in table
+    refused = run(tmp_path, *play, "2", "--skill", "dance")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("--skill: this world has no skill 'dance'; it has walk_forward, run_forward, ")
+
+
 def test_play_shows_a_table_and_a_copied_snapshot_plays(trained: Path, tmp_path: Path) -> None:
     copied = tmp_path / "elsewhere"
     subprocess.run(["cp", "-r", str(trained / "workspace" / "walk" / "best"), str(copied)], check=True)
@@ -329,10 +353,11 @@ def test_files_import_downward_only() -> None:
     """The floors of docs/ARCHITECTURE.md, kept."""
     floors = {
         **dict.fromkeys(("config", "snapshots", "runs", "progress", "words", "statistics", "randomness"), 0),
-        **dict.fromkeys(("physics", "tasks", "observations", "looks", "render", "viewer"), 1),
-        **dict.fromkeys(("motor_world", "gymnasium_envs", "worlds"), 2),
+        **dict.fromkeys(("physics", "body_state", "rewards", "resets", "measures", "tasks", "skill_sampling"), 1),
+        **dict.fromkeys(("observations", "goals", "looks", "render", "viewer"), 1),
+        **dict.fromkeys(("motor_settings", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),
         **dict.fromkeys(("replay", "networks", "ppo", "learner_settings", "learners"), 3),
-        **dict.fromkeys(("policies", "evaluation", "lineage", "ledger", "plots"), 4),
+        **dict.fromkeys(("policies", "warm_start", "evaluation", "lineage", "ledger", "plots"), 4),
     }
     files = {path.stem: path for path in (ROOT / "flexrl").glob("*.py") if path.stem != "__init__"}
     assert set(files) == set(floors)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from flexrl import tasks
-from flexrl.motor_world import MotorSettings, TaskOverrides, resolve_task
+from flexrl import rewards, tasks
+from flexrl.body_state import State
+from flexrl.motor_batch import MotorBatch
+from flexrl.motor_settings import MotorSettings, TaskOverrides, resolve_tasks
 from flexrl.physics import BODIES, Physics
 
 
-def state_at(qpos: dict[int, float] | None = None, **changes: object) -> tasks.State:
+def state_at(qpos: dict[int, float] | None = None, **changes: object) -> State:
     physics = Physics(BODIES["humanoid"], "fast", 1, 1, False)
     start = physics.default_qpos.copy()
     for index, value in (qpos or {}).items():
@@ -24,29 +28,30 @@ def state_at(qpos: dict[int, float] | None = None, **changes: object) -> tasks.S
         "foot_position": physics.foot_position(),
         "foot_velocity": np.zeros((1, 2, 3)),
         "time": np.zeros(1),
-        "target_speed": 1.3,
-        "gait_frequency": 1.5,
-        "posture": np.zeros(len(physics.posture_ids)),
+        "skill": np.zeros(1, int),
+        "command": np.array([[1.3, 0.0, 0.0]]),
+        "gait_frequency": np.array([1.5]),
+        "posture": np.zeros((1, len(physics.posture_ids))),
     }
-    return tasks.State(**(values | changes))  # type: ignore[arg-type]
+    return State(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_forward_speed_peaks_at_the_asked_speed() -> None:
     at_speed = state_at(ground_velocity=np.array([[1.3, 0.0]]))
     half_off = state_at(ground_velocity=np.array([[0.8, 0.0]]))  # 0.5 m/s too slow: e^-1
-    assert tasks.forward_speed(at_speed)[0] == pytest.approx(1.0)
-    assert tasks.forward_speed(half_off)[0] == pytest.approx(np.exp(-1))
+    assert rewards.forward_speed(at_speed)[0] == pytest.approx(1.0)
+    assert rewards.forward_speed(half_off)[0] == pytest.approx(np.exp(-1))
 
 
 def test_upright_and_facing_know_which_way_the_torso_points() -> None:
     half = np.pi / 4  # half of 90 degrees
     turned_left = state_at({3: np.cos(half), 6: np.sin(half)})  # about z
     lying = state_at({3: np.cos(half), 5: np.sin(half)})  # about y
-    assert tasks.upright(state_at())[0] == pytest.approx(1.0)
-    assert tasks.facing(state_at())[0] == pytest.approx(1.0)
-    assert tasks.facing(turned_left)[0] == pytest.approx(0.0, abs=1e-9)
+    assert rewards.upright(state_at())[0] == pytest.approx(1.0)
+    assert rewards.facing(state_at())[0] == pytest.approx(1.0)
+    assert rewards.facing(turned_left)[0] == pytest.approx(0.0, abs=1e-9)
     np.testing.assert_allclose(turned_left.heading, [[0.0, 1.0]], atol=1e-9)  # left of x is y
-    assert tasks.upright(lying)[0] == pytest.approx(np.exp(-10))  # sin^2(90 degrees) / 0.1
+    assert rewards.upright(lying)[0] == pytest.approx(np.exp(-10))  # sin^2(90 degrees) / 0.1
 
 
 def test_velocity_is_seen_from_the_body() -> None:
@@ -58,17 +63,17 @@ def test_velocity_is_seen_from_the_body() -> None:
 
 def test_stride_asks_for_the_right_foot_behind_first() -> None:
     """1.2 m/s at 1 Hz need steps of 0.6 m: right foot 0.6 m behind when it lifts off, 0.6 m ahead half a second later."""
-    asked = {"target_speed": 1.2, "gait_frequency": 1.0}
+    asked = {"command": np.array([[1.2, 0.0, 0.0]]), "gait_frequency": np.ones(1)}
     behind = np.array([[[-0.6, 0.0, 0.1], [0.0, 0.0, 0.1]]])
     for time, score in ((0.0, 1.0), (0.5, np.exp(-((1.2 / 0.3) ** 2)))):
-        assert tasks.stride(state_at(foot_position=behind, time=np.array([time]), **asked))[0] == pytest.approx(score)
+        assert rewards.stride(state_at(foot_position=behind, time=np.array([time]), **asked))[0] == pytest.approx(score)
 
 
 def test_only_a_standing_foot_slips() -> None:
     velocity = np.array([[[0.3, 0.4, 1.0], [2.0, 0.0, 0.0]]])  # right: 0.5 m/s over the ground
     radius = state_at().physics.foot_radius
     feet = np.array([[[0.0, -0.1, radius[0] + 0.01], [0.0, 0.1, radius[1] + 0.1]]])  # 1 cm and 10 cm up
-    assert tasks.slip(state_at(foot_position=feet, foot_velocity=velocity))[0] == pytest.approx(0.5)
+    assert rewards.slip(state_at(foot_position=feet, foot_velocity=velocity))[0] == pytest.approx(0.5)
 
 
 def test_gait_asks_for_the_right_foot_first() -> None:
@@ -77,20 +82,18 @@ def test_gait_asks_for_the_right_foot_first() -> None:
     lifted = state_at({7 + 6: -0.9, 7 + 5: -0.6}, time=np.array([quarter]))  # right knee bent, right hip forward
     assert lifted.foot_clearance[0, 0] - lifted.foot_clearance[0, 1] > 0.05
     state.foot_position = np.array([[[0.0, -0.1, 0.12], [0.0, 0.1, 0.0]]]) + [0, 0, 1] * state.physics.foot_radius[:, None]
-    assert tasks.gait(state)[0] == pytest.approx(1.0)  # the right foot at 12 cm, the left one on the ground
+    assert rewards.gait(state)[0] == pytest.approx(1.0)  # the right foot at 12 cm, the left one on the ground
     swapped = state_at(time=np.array([quarter]), foot_position=state.foot_position[:, ::-1])
-    assert tasks.gait(swapped)[0] < 0.01
+    assert rewards.gait(swapped)[0] < 0.01
 
 
 def test_healthy_is_between_one_and_two_metres() -> None:
     heights = {0.99: True, 1.01: False, 1.99: False, 2.01: True}
     for height, fallen in heights.items():
-        assert tasks.unhealthy(state_at({2: height}))[0] == fallen
+        assert rewards.unhealthy(state_at({2: height}))[0] == fallen
 
 
 def test_every_task_runs_and_its_terms_add_up() -> None:
-    from flexrl.motor_world import MotorBatch
-
     for task in tasks.TASKS:
         batch = MotorBatch(MotorSettings(body=task.body, task=task.name, num_envs=2))
         obs = batch.reset(np.arange(2))
@@ -102,10 +105,132 @@ def test_every_task_runs_and_its_terms_add_up() -> None:
             assert term.__doc__
 
 
-def test_yaml_changes_weights_by_name() -> None:
-    settings = MotorSettings(tasks={"walk_forward": TaskOverrides(rewards={"upright": 2.0}, target_speed=0.7)})
-    task = resolve_task(settings)
-    assert task.rewards[tasks.upright] == 2.0
-    assert task.target_speed == 0.7
-    with pytest.raises(ValueError, match="no reward term 'uprigth'"):
-        resolve_task(MotorSettings(tasks={"walk_forward": TaskOverrides(rewards={"uprigth": 2.0})}))
+def test_yaml_changes_weights_and_ranges_by_name() -> None:
+    changes = TaskOverrides(rewards={"upright": 2.0}, speed=(0.5, 0.7))
+    task, _ = resolve_tasks(MotorSettings(tasks={"walk_forward": changes}))["walk_forward"]
+    assert task.rewards[rewards.upright] == 2.0
+    assert task.command.speed == (0.5, 0.7)
+    with pytest.raises(ValueError, match="no reward term 'uprigth'; did you mean 'upright'"):
+        resolve_tasks(MotorSettings(tasks={"walk_forward": TaskOverrides(rewards={"uprigth": 2.0})}))
+    with pytest.raises(ValueError, match=r"speed: expected \[lowest, highest\], found \[1, 0\]"):
+        resolve_tasks(MotorSettings(tasks={"walk_forward": TaskOverrides(speed=(1.0, 0.0))}))
+    with pytest.raises(ValueError, match="write task: mixed"):
+        resolve_tasks(MotorSettings(skills={"walk_forward": 1.0}))
+    with pytest.raises(ValueError, match="half_cheetah has no"):
+        resolve_tasks(MotorSettings(body="half_cheetah", task="mixed"))
+
+
+def test_tracking_is_seen_from_the_heading() -> None:
+    """A body that looks along the world's y axis and goes 1 m/s that way goes forward."""
+    half = np.pi / 4
+    along_y = {"ground_velocity": np.array([[0.0, 1.0]]), "command": np.array([[1.0, 0.0, 0.0]])}
+    turned = state_at({3: np.cos(half), 6: np.sin(half)}, **along_y)
+    np.testing.assert_allclose(turned.body_velocity, [[1.0, 0.0]], atol=1e-9)
+    assert rewards.track_speed(turned)[0] == pytest.approx(1.0)
+    assert rewards.track_speed(state_at(**along_y))[0] == pytest.approx(np.exp(-((1.0 / 0.4) ** 2)))
+    assert rewards.speed_error(state_at(**along_y))[0] == pytest.approx(np.sqrt(2))
+
+
+def test_yaw_rate_is_about_the_worlds_vertical() -> None:
+    half = np.pi / 4
+    lying = state_at({3: np.cos(half), 5: np.sin(half)})  # face down: the torso's x axis points down
+    lying.physics.qvel[0, 3:6] = (2.0, 0.0, 0.0)  # rad/s about that axis
+    assert lying.yaw_rate[0] == pytest.approx(-2.0)
+
+
+def test_who_is_asked_to_stand_has_no_clock_and_keeps_both_feet_down() -> None:
+    state = state_at(command=np.array([[0.05, 0.0, 0.0]]), time=np.array([0.25 / 1.5]))
+    np.testing.assert_array_equal(state.clock, [[0.0, 0.0]])
+    state.foot_position = np.array([[[0.0, -0.1, 0.0], [0.0, 0.1, 0.0]]]) + [0, 0, 1] * state.physics.foot_radius[:, None]
+    assert rewards.gait(state)[0] == pytest.approx(1.0)
+
+
+def test_mixed_world_goes_round_its_skills_and_rewards_each_by_its_own_table() -> None:
+    settings = MotorSettings(task="mixed", num_envs=8, num_threads=1, goal=["one_hot", "command"])
+    batch = MotorBatch(settings, seed=0)
+    obs = batch.reset(np.arange(8))
+    assert sorted(batch.skills[i] for i in batch.skill) == sorted(tasks.SKILLS["humanoid"])
+    plain = MotorBatch(settings.model_copy(update={"goal": []}))
+    assert obs.shape[1] == plain.observation.size + 8 + 3
+    np.testing.assert_array_equal(obs[:, -11:-3], np.eye(8)[batch.skill])
+    np.testing.assert_allclose(obs[:, -3:], batch.command, rtol=1e-6)
+    action = np.random.default_rng(0).uniform(-1, 1, (8, 17)).astype(np.float32)
+    result = batch.step(action)
+    np.testing.assert_allclose(result.terms.sum(axis=0), result.reward)
+    for name in batch.skills:
+        alone = MotorBatch(MotorSettings(task=name, num_envs=1, num_threads=1))
+        i = int(np.flatnonzero(batch.skill == batch.skills.index(name))[0])
+        alone.reset(np.arange(1))
+        alone.physics.set_state(MotorBatch(settings, seed=0).physics.get_state()[:1])
+        its = {term.__name__ for term in alone.tasks[0].rewards}
+        for term, value in zip(batch.term_names, result.terms[:, i], strict=True):
+            assert term in its or value == 0.0
+
+
+def test_commands_are_drawn_again_within_an_episode_and_the_state_goes_on_exactly() -> None:
+    settings = MotorSettings(task="follow", num_envs=4, num_threads=1, goal=["command"], tasks={"follow": {"max_steps": 700}})
+    batch, other = MotorBatch(settings, seed=1), MotorBatch(settings, seed=2)
+    batch.reset(np.arange(4))
+    other.reset(np.arange(4))
+    for each in (batch, other):  # these bodies fall, and go on
+        each.tasks = [replace(each.tasks[0], fallen=rewards.never)]
+    first = batch.command.copy()
+    other.set_state(batch.get_state())
+    action = np.zeros((4, 17), np.float32)
+    for _ in range(round(8.1 / batch.physics.dt)):  # s: a command holds 3 to 8 s
+        ours, theirs = batch.step(action).obs, other.step(action).obs
+        np.testing.assert_array_equal(ours, theirs)
+    assert (batch.command != first).any(axis=1).sum() >= 3  # one in seven draws is to stand
+    low, high = np.array([[-0.5, -0.3, -1.0], [1.5, 0.3, 1.0]])
+    assert ((batch.command >= low) & (batch.command <= high)).all()
+
+
+def test_fallen_poses_lie_and_differ() -> None:
+    batch = MotorBatch(MotorSettings(task="recover", num_envs=64, num_threads=1), seed=3)
+    batch.reset(np.arange(64))
+    heights = batch.physics.qpos[:, 2]
+    assert (heights < 0.8).mean() > 0.6  # four of five lie
+    assert (heights > 1.2).any()  # the others stand
+    up = batch.physics.qpos[:, 3:7]
+    assert len(np.unique(up.round(3), axis=0)) > 40
+    assert np.isfinite(batch.step(np.zeros((64, 17), np.float32)).obs).all()
+
+
+def test_balanced_sampling_gives_each_skill_the_same_number_of_steps() -> None:
+    """Episodes of 10 and of 100 steps: the short ones come ten times as often."""
+    from flexrl.skill_sampling import SkillSampler
+
+    sampler, rng = SkillSampler("balanced", {"short": 1.0, "long": 1.0}), np.random.default_rng(0)
+    assert [sampler.draw(rng) for _ in range(4)] == [0, 1, 0, 1]
+    for _ in range(1000):
+        skill = sampler.draw(rng)
+        for _ in range((10, 100)[skill]):
+            sampler.stepped(np.array([skill]))
+    assert sampler.num_steps[0] / sampler.num_steps.sum() == pytest.approx(0.5, abs=0.01)
+
+
+def test_hardest_sampling_prefers_what_fails() -> None:
+    from flexrl.skill_sampling import SkillSampler
+
+    sampler, rng = SkillSampler("hardest", {"easy": 1.0, "hard": 1.0}), np.random.default_rng(0)
+    for _ in range(500):
+        sampler.ended(0, True)
+        sampler.ended(1, False)
+    drawn = [sampler.draw(rng) for _ in range(1000)]
+    assert np.mean(drawn) == pytest.approx(1.1 / 1.2, abs=0.03)  # failure rates 0 and 1, both counted with 0.1 more
+
+
+def test_measures_know_drift_and_when_a_body_stood_up() -> None:
+    from flexrl.measures import Measures
+
+    measures = Measures(1)
+    measures.begin(np.arange(1), np.zeros((1, 2)))
+    dt = 0.015  # s
+    for step in range(1, 301):
+        standing = step * dt > 1.5
+        state = state_at({2: 1.3 if standing else 0.5}, time=np.array([step * dt]), command=np.zeros((1, 3)))
+        state.ground_velocity = np.array([[0.1, 0.0]])
+        measures.update(state, np.array([[0.1 * step * dt, 0.0]]))
+    assert measures.upright_at[0] == pytest.approx(1.5, abs=2 * dt)
+    assert measures.drift[0] == pytest.approx(0.45, abs=0.01)
+    np.testing.assert_allclose(measures.mean_error, [[0.1, 0.0, 0.0]], atol=1e-9)

@@ -1,0 +1,75 @@
+"""What an episode came to: how well the command was tracked, how far the body drifted, when it stood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexrl.body_state import State
+from flexrl.physics import Array
+
+SETTLING = 1.0  # s after a new command that do not count: nobody can change speed at once
+UPRIGHT = 0.9  # cosine of the torso's tilt
+STANDING_HEIGHT = 1.1  # m
+HELD = 2.0  # s upright, without a break, that make it stand
+FIELDS = ("num_counted", "errors", "squares", "drift", "upright_for", "upright_at", "since_command", "anchor")
+
+
+class Measures:
+    """Running measures of `num_envs` episodes of a humanoid, arrays (num_envs, ...)."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_counted = np.zeros(num_envs)  # control steps whose errors are summed
+        self.errors = np.zeros((num_envs, 3))  # sums of forward, sideways and yaw-rate errors, m/s, m/s, rad/s
+        self.squares = np.zeros((num_envs, 3))
+        self.drift = np.zeros(num_envs)  # m: farthest from the start so far
+        self.upright_for = np.zeros(num_envs)  # s, without a break, until now
+        self.upright_at = np.full(num_envs, np.inf)  # s: when it stood up to stay
+        self.since_command = np.zeros(num_envs)  # s
+        self.anchor = np.zeros((num_envs, 2))  # m: where the episode began
+
+    def begin(self, ids: NDArray[np.intp], ground_position: Array) -> None:
+        """New episodes in simulations `ids` (n,), at `ground_position` (n, 2) m."""
+        for name in FIELDS:
+            getattr(self, name)[ids] = np.inf if name == "upright_at" else 0.0
+        self.anchor[ids] = ground_position
+
+    def update(self, state: State, ground_position: Array) -> None:
+        """One control step of all simulations."""
+        dt = state.physics.dt
+        self.since_command += dt
+        counted = self.since_command > SETTLING
+        error = np.empty((len(counted), 3))
+        error[:, :2] = state.body_velocity - state.command[:, :2]
+        error[:, 2] = state.yaw_rate - state.command[:, 2]
+        error *= counted[:, None]
+        self.num_counted += counted
+        self.errors += error
+        self.squares += error * error
+        self.drift = np.maximum(self.drift, np.sqrt(np.sum(np.square(ground_position - self.anchor), axis=1)))
+        upright = (state.up[:, 2] > UPRIGHT) & (state.height > STANDING_HEIGHT)
+        self.upright_for = np.where(upright, self.upright_for + dt, 0.0)
+        stands = (self.upright_for >= HELD) & np.isinf(self.upright_at)
+        self.upright_at = np.where(stands, state.time - self.upright_for, self.upright_at)
+
+    @property
+    def mean_error(self) -> Array:
+        """Mean of what was done less what was asked: forward, sideways (m/s), yaw rate (rad/s), (num_envs, 3)."""
+        return np.asarray(self.errors / np.maximum(self.num_counted, 1)[:, None])
+
+    @property
+    def rms_error(self) -> Array:
+        """Root of the mean squared error, likewise."""
+        return np.asarray(np.sqrt(self.squares / np.maximum(self.num_counted, 1)[:, None]))
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays."""
+        return {name: getattr(self, name).copy() for name in FIELDS}
+
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Goes on exactly where `get_state` was taken."""
+        for name in FIELDS:
+            setattr(self, name, state[name].copy())

@@ -1,0 +1,116 @@
+"""The settings of a motor world, and the tasks that they come to."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from flexrl.config import Settings
+from flexrl.goals import GOALS
+from flexrl.physics import Mode
+from flexrl.skill_sampling import Sampling
+from flexrl.tasks import SKILLS, Range, Task, find_task
+
+SkillName = Literal[
+    "stand_still", "walk_forward", "walk_backward", "run_forward", "turn_left", "turn_right", "recover", "follow"
+]
+TaskName = Literal[SkillName, "v5", "mixed"]
+RANGES = ("speed", "sideways", "yaw_rate")  # of a task's Command
+Weight = Annotated[float, Field(ge=0)]
+
+
+class TaskOverrides(Settings):
+    """What a YAML may change of a task, by name."""
+
+    # weight of reward terms, by the term's name
+    rewards: dict[str, float] = {}
+    # m/s forward: a number, or [lowest, highest] of what is drawn for each episode
+    speed: float | Range | None = None
+    # m/s leftward, likewise
+    sideways: float | Range | None = None
+    # rad/s to the left, likewise
+    yaw_rate: float | Range | None = None
+    # Hz, for tasks with a gait: full left-right cycles
+    gait_frequency: float | None = Field(None, gt=0)
+    # control steps (15 ms for the humanoid, 50 ms for the cheetah) until an episode is truncated
+    max_steps: int | None = Field(None, ge=1)
+
+
+class MotorSettings(Settings):
+    """A batch of MuJoCo bodies that learn motor skills."""
+
+    kind: Literal["motor"] = "motor"
+    body: Literal["humanoid", "half_cheetah"] = "humanoid"
+    # mixed: several skills in one world, see skills
+    task: TaskName = "walk_forward"
+    # weight of each skill of a mixed world; left empty: all of the body's, alike
+    skills: dict[SkillName, Weight] = {}
+    # balanced: one after the other; weighted: drawn by weight; hardest: by weight and failures
+    sampling: Sampling = "balanced"
+    # what of the goal the policy sees: any of one_hot (the skill), command (speeds and yaw rate); none: it has to guess
+    goal: list[Literal["one_hot", "command"]] = []
+    # changes to tasks: {walk_forward: {rewards: {upright: 1.0}}}
+    tasks: dict[TaskName, TaskOverrides] = {}
+    # v5: Gymnasium's dynamics exactly; fast: implicitfast, 3 x 5 ms (the cheetah's are the same in both)
+    physics: Mode = "fast"
+    # proprio: joints, height, gravity, velocities, previous action, gait clock; v5: Gymnasium's observation
+    observation: Literal["proprio", "v5"] = "proprio"
+    # torque: [-1, 1] scaled to the motors' control range; v5: the control range itself
+    action: Literal["torque", "v5"] = "torque"
+    # simulations stepped together
+    num_envs: int = Field(128, ge=1, le=65536)
+    # physics threads; null: one for each CPU core
+    num_threads: int | None = Field(None, ge=1, le=1024)
+
+
+def resolve_tasks(settings: MotorSettings) -> dict[str, tuple[Task, float]]:
+    """The world's tasks with the YAML's overrides, and their weights; ValueError with a sentence if they do not fit."""
+    if settings.task != "mixed":
+        if settings.skills:
+            raise ValueError("world.skills: only a mixed world has several; write task: mixed")
+        return {settings.task: (_resolve(settings, settings.task), 1.0)}
+    weights = {str(name): weight for name, weight in settings.skills.items()} or dict.fromkeys(SKILLS[settings.body], 1.0)
+    if not weights:
+        raise ValueError(f"world.task: the {settings.body} has no skills to mix")
+    if sum(weights.values()) <= 0:
+        raise ValueError("world.skills: one weight at least must be above 0")
+    return {name: (_resolve(settings, name), weight) for name, weight in weights.items()}
+
+
+def _resolve(settings: MotorSettings, name: str) -> Task:
+    try:
+        task = find_task(settings.body, name)
+    except KeyError as error:
+        raise ValueError(str(error.args[0])) from None
+    overrides = settings.tasks.get(name)  # type: ignore[call-overload]
+    if overrides is None:
+        return task
+    terms = {term.__name__: term for term in task.rewards}
+    for key in overrides.rewards:
+        if key not in terms:
+            close = difflib.get_close_matches(key, terms, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else f"; it has {', '.join(terms)}"
+            raise ValueError(f"world.tasks.{name}.rewards.{key}: task {name} has no reward term {key!r}{hint}")
+    ranges: dict[str, Any] = {key: _range(f"world.tasks.{name}.{key}", getattr(overrides, key)) for key in RANGES}
+    return replace(
+        task,
+        rewards={term: overrides.rewards.get(key, task.rewards[term]) for key, term in terms.items()},
+        command=replace(task.command, **{key: value for key, value in ranges.items() if value is not None}),
+        gait_frequency=overrides.gait_frequency or task.gait_frequency,
+        max_steps=overrides.max_steps or task.max_steps,
+    )
+
+
+def _range(where: str, value: float | Range | None) -> Range | None:
+    if value is None or isinstance(value, tuple):
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"{where}: expected [lowest, highest], found [{value[0]:g}, {value[1]:g}]")
+        return value
+    return (value, value)
+
+
+assert set(SkillName.__args__) == {name for names in SKILLS.values() for name in names}  # type: ignore[attr-defined]
+assert set(GOALS) == {"one_hot", "command"}

@@ -1,0 +1,58 @@
+"""Which skill an episode is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sampling = Literal["balanced", "weighted", "hardest"]
+MEMORY = 50  # episodes of a skill over which its success rate is averaged
+EASIEST = 0.1  # failure rate that even a skill which always succeeds is counted with
+
+
+class SkillSampler:
+    """Draws the skill of each new episode.
+
+    `balanced` takes the skill that has had the fewest steps, so that long episodes do not crowd out short ones, and at the
+    start goes round all skills; `weighted` draws by the weights; `hardest` draws by weight times the share of late episodes
+    that failed.
+    """
+
+    def __init__(self, sampling: Sampling, weights: Mapping[str, float]) -> None:
+        self.sampling, self.weights = sampling, np.array(list(weights.values()), float)
+        self.num_steps = np.zeros(len(weights), np.int64)  # of each skill, and one for each start
+        self.success = np.zeros(len(weights))  # running rate of each skill
+
+    def begin(self) -> None:
+        """Forgets what was counted."""
+        self.num_steps[:], self.success[:] = 0, 0.0
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """The skill (an index) of the next episode."""
+        if len(self.weights) == 1:
+            return 0
+        if self.sampling == "balanced":
+            skill = int(np.argmin(self.num_steps))
+            self.num_steps[skill] += 1
+            return skill
+        shares = self.weights * (1.0 if self.sampling == "weighted" else 1.0 - self.success + EASIEST)
+        return int(rng.choice(len(shares), p=shares / shares.sum()))
+
+    def stepped(self, skills: NDArray[np.intp]) -> None:
+        """Counts one step of simulations at `skills` (num_envs,)."""
+        self.num_steps += np.bincount(skills, minlength=len(self.weights))
+
+    def ended(self, skill: int, success: bool) -> None:
+        """Counts how an episode of a skill came out."""
+        self.success[skill] += (success - self.success[skill]) / MEMORY
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays."""
+        return {"num_steps": self.num_steps.copy(), "success": self.success.copy()}
+
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Goes on exactly where `get_state` was taken."""
+        self.num_steps, self.success = state["num_steps"].copy(), state["success"].copy()

@@ -1,0 +1,79 @@
+"""A policy that never saw a goal, gone on with as one that does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flexrl import config, snapshots
+from flexrl.config import UserError
+from flexrl.learners import Learner, make_learner
+from flexrl.policies import Snapshot, open_snapshot, snapshot_files
+from flexrl.warm_start import init_from
+from flexrl.worlds import make_world, normalise
+from train import TrainSettings
+
+UNAWARE = ["world.task=mixed", "world.num_envs=8", "learner.n_steps=8", "learner.batch_size=32", "world.num_threads=1"]
+AWARE = [*UNAWARE, "world.goal=[one_hot, command]"]
+
+
+def learner_of(settings: TrainSettings) -> Learner:
+    world = normalise(make_world(settings.world, 0), settings.normalize_observations, True, 0.99)
+    return make_learner(settings.learner, world, num_steps=1000, seed=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    settings = config.load(TrainSettings, None, UNAWARE)
+    learner = learner_of(settings)
+    for _ in range(3):
+        learner.improve()
+    folder = tmp_path_factory.mktemp("parent") / "best"
+    snapshots.write(folder, snapshot_files(learner, settings, {}) | {"lineage.json": b"{}"})
+    return open_snapshot(folder)
+
+
+def test_step_zero_acts_and_judges_exactly_as_before(parent: Snapshot) -> None:
+    settings = config.load(TrainSettings, None, AWARE)
+    learner = learner_of(settings)
+    init_from(learner, parent, settings.world)
+    before = learner_of(config.load(TrainSettings, None, UNAWARE))
+    init_from(before, parent, before.world.unwrapped.batch.settings)  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    known = before.world.observation_space.shape[0]  # type: ignore[index]
+    obs = rng.standard_normal((50, learner.world.observation_space.shape[0])).astype(np.float32)  # type: ignore[index]
+    policy, old = (each.model.policy for each in (learner, before))
+    normal: Any = [each.normaliser.normalize_obs(o) for each, o in ((learner, obs), (before, obs[:, :known]))]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(normal[0][:, :known], normal[1])
+    np.testing.assert_array_equal(
+        policy.predict(normal[0], deterministic=True)[0], old.predict(normal[1], deterministic=True)[0]
+    )
+    values = [each.predict_values(torch.from_numpy(o)) for each, o in ((policy, normal[0]), (old, normal[1]))]
+    assert torch.equal(*values)
+    start = learner.policy_arrays()
+    learner.improve()
+    goal = learner.policy_arrays()["mlp_extractor.policy_net.0.weight"][:, known:]
+    assert np.abs(goal).max() > 0  # it learns to look at its goal
+    assert not np.array_equal(start["action_net.weight"], learner.policy_arrays()["action_net.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["world.body=half_cheetah", "world.task=v5", "world.goal=[]"], "its body is humanoid, here it is half_cheetah"),
+        (["world.observation=v5"], "its observation is proprio, here it is v5"),
+        (["learner.policy_kwargs.net_arch=[32, 32]"], r"write its policy_kwargs\.net_arch"),
+        (["learner.name=recurrent_ppo", "learner.policy=MlpLstmPolicy"], "is a network of another kind"),
+        (["world={kind: gymnasium, id: Pendulum-v1}"], "only a policy of a motor world"),
+        (["normalize_observations=false"], "its normalize_observations is true"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(parent: Snapshot, changes: list[str], words: str) -> None:
+    base = AWARE if "gymnasium" not in changes[0] else AWARE[2:4]
+    settings = config.load(TrainSettings, None, [*base, *changes])
+    with pytest.raises(UserError, match=words) as caught:
+        init_from(learner_of(settings), parent, settings.world)
+    assert "\n" not in str(caught.value)
