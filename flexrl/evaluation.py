@@ -30,6 +30,7 @@ class Episode:
     terminated: bool  # ended by the task, by a fall say, not by time
     skill: str | None = None  # the task that it was for; None where the world has no tasks
     success: bool | None = None  # whether it showed the skill; None where the task does not say what that is
+    measures: dict[str, float] = field(default_factory=dict)  # what success is judged by, see measures.Measures.describe
     rewards: dict[str, float] = field(default_factory=dict)  # each reward term's sum
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +112,7 @@ def _episode(seed: int, info: dict[str, Any], speed: float | None) -> Episode:
         terminated=not info.get("TimeLimit.truncated", False),
         skill=record.get("skill"),
         success=record.get("success"),
+        measures=record.get("measures", {}),
         rewards={key.removeprefix("reward/"): value for key, value in record.items() if key.startswith("reward/")},
     )
 

@@ -65,6 +65,13 @@ class Measures:
         """Root of the mean squared error, likewise."""
         return np.asarray(np.sqrt(self.squares / np.maximum(self.num_counted, 1)[:, None]))
 
+    def describe(self, i: int) -> dict[str, float]:
+        """Simulation i's measures by name, in m, s and rad; those that say nothing (never upright) are left out."""
+        mean, rms = self.mean_error[i], self.rms_error[i]
+        named = {"speed_error": mean[0], "sideways_error": mean[1], "yaw_rate_error": mean[2], "drift": self.drift[i]}
+        named |= {"rms_speed_error": rms[0], "rms_yaw_rate_error": rms[2], "upright_at": self.upright_at[i]}
+        return {name: float(value) for name, value in named.items() if np.isfinite(value)}
+
     def get_state(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""
         return {name: getattr(self, name).copy() for name in FIELDS}

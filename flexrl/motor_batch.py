@@ -77,6 +77,10 @@ class MotorBatch:
         self.measures = Measures(self.num_envs) if self.physics.body.free else None
         self.seed(seed)
         self.skill = np.zeros(self.num_envs, np.intp)  # index of the task that each is at
+        self.gait_frequency = np.zeros(self.num_envs)  # Hz, of that task; likewise the next two
+        self.posture = np.zeros((self.num_envs, len(joints)))  # rad
+        self.max_steps = np.zeros(self.num_envs, np.int64)
+        self._draws_again = any(task.command.every is not None for task in self.tasks)
         self.command = np.zeros((self.num_envs, 3))  # see Command
         self.command_ends = np.full(self.num_envs, np.inf)  # s since the episode began: when another command is drawn
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
@@ -99,6 +103,7 @@ class MotorBatch:
             task = self.tasks[self.skill[i]]
             starts.append(task.reset.sample(self.physics, rng))
             self.command[i], self.command_ends[i] = task.command.sample(rng), task.command.sample_length(rng)
+        self._follow_skills(ids)
         self.physics.reset(ids, np.array([qpos for qpos, _ in starts]), np.array([qvel for _, qvel in starts]))
         self.num_steps[ids] = 0
         self.previous_action[ids] = 0
@@ -107,6 +112,12 @@ class MotorBatch:
         if self.measures is not None:
             self.measures.begin(ids, self.position[ids])
         return self.observation(self._state(self.previous_action[ids], self.position[ids], self.feet[ids], ids))
+
+    def _follow_skills(self, ids: slice | NDArray[np.intp]) -> None:
+        """What is the task's, written for each simulation of `ids`."""
+        self.gait_frequency[ids] = self._frequencies[self.skill[ids]]
+        self.posture[ids] = self._postures[self.skill[ids]]
+        self.max_steps[ids] = self._max_steps[self.skill[ids]]
 
     def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
@@ -125,8 +136,8 @@ class MotorBatch:
             time=self.num_steps[ids] * self.physics.dt,
             skill=self.skill[ids],
             command=self.command[ids],
-            gait_frequency=self._frequencies[self.skill[ids]],
-            posture=self._postures[self.skill[ids]],
+            gait_frequency=self.gait_frequency[ids],
+            posture=self.posture[ids],
             ids=ids,
         )
 
@@ -135,18 +146,19 @@ class MotorBatch:
         ctrl = action if self.control_scale is None else action * self.control_scale
         diverged = self.physics.step(ctrl)
         self.num_steps += 1
-        self.sampler.stepped(self.skill)
+        if len(self.tasks) > 1:
+            self.sampler.stepped(self.skill)
         old_position, self.position = self.position, self.physics.ground_position()
         old_feet, self.feet = self.feet, self.physics.foot_position()
         state = self._state(action, old_position, old_feet)
         terms = self._reward_terms(state)
         reward = self.tasks[0].total(terms) if len(self.tasks) == 1 else sum_terms(terms)
         terminated = self._fallen(state) | diverged
-        truncated = self.num_steps >= self._max_steps[self.skill]
+        truncated = self.num_steps >= self.max_steps
         if self.measures is not None:
             self.measures.update(state, self.position)
-        changed = self._new_commands(terminated | truncated)
-        if changed:  # the reward is for what was asked; the observation shows what is asked next
+        if self._draws_again and self._new_commands(terminated | truncated):
+            # the reward was for what had been asked; the observation shows what is asked next
             state = self._state(action, old_position, old_feet)
         self.previous_action = np.array(action, np.float32)
         obs = self.observation(state)
@@ -219,6 +231,7 @@ class MotorBatch:
         self.feet = state["feet"].copy()
         self.skill, self.command = state["skill"].copy(), state["command"].copy()
         self.command_ends = state["command_ends"].copy()
+        self._follow_skills(ALL)
         self.sampler.set_state(_under("sampler.", state))
         if self.measures is not None:
             self.measures.set_state(_under("measures.", state))

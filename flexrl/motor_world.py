@@ -17,8 +17,8 @@ class MotorWorld(VecEnv):
     """The batch as a native SB3 `VecEnv`: finished episodes restart by themselves, their last observation is kept.
 
     Each finished episode's info carries `terminal_observation`, `TimeLimit.truncated`, `terminated`, `truncated`,
-    `diverged`, and `episode`: `r` (return), `l` (length), `skill`, `success` (where the task says what it is), `mean_speed`
-    (m/s along x), `reward/<term>` (sums).
+    `diverged`, and `episode`: `r` (return), `l` (length), `skill`, `success` and `measures` (where the task says what success
+    is), `mean_speed` (m/s along x), `reward/<term>` (sums).
     """
 
     def __init__(self, settings: MotorSettings, seed: int = 0) -> None:
@@ -72,7 +72,7 @@ class MotorWorld(VecEnv):
         task = self.batch.tasks[self.batch.skill[i]]
         episode: dict[str, Any] = {"r": float(self._sums[0, i]), "l": length, "skill": task.name}
         if task.success is not None and self.batch.measures is not None:
-            episode["success"] = success
+            episode["success"], episode["measures"] = success, self.batch.measures.describe(i)
         episode["mean_speed"] = float(distance / (length * self.batch.physics.dt))
         for row, term in enumerate(self.batch.terms, start=1):
             if term in task.rewards:

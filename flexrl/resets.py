@@ -35,21 +35,17 @@ class Noise:
 
 @dataclass(frozen=True)
 class FallenPoses:
-    """On the ground: dropped in a random pose and turn, limp, and left to lie; `standing` is the share that stands instead.
+    """On the ground: dropped in a random pose and turn, limp, and left to lie.
 
     A pose costs half a second of physics, so a bank of them is dropped once, all together, and turned about the vertical
     for each start.
     """
 
-    standing: float = 0.0
     bank_size: int = 256
     settling: float = 1.0  # s
-    upright: Noise = Noise(0.01)
 
     def sample(self, physics: Physics, rng: np.random.Generator) -> tuple[Array, Array]:
         """One start, at rest."""
-        if rng.random() < self.standing:
-            return self.upright.sample(physics, rng)
         qpos = self.bank(physics)[rng.integers(self.bank_size)].copy()
         yaw = rng.uniform(-np.pi, np.pi)
         if physics.body.free:

@@ -143,6 +143,11 @@ def speed_error(state: State) -> Array:
     return np.minimum(np.sqrt(np.sum(np.square(error), axis=1)), 2.0)
 
 
+def yaw_rate_error(state: State) -> Array:
+    """How far the yaw rate is from the asked one, rad/s, at most 2: a slope, as `speed_error` is."""
+    return np.minimum(np.abs(state.yaw_rate - state.command[:, 2]), 2.0)
+
+
 def rise(state: State) -> Array:
     """Torso height as a share of a standing body's, from 0 to 1."""
     return np.clip(state.height / STANDING_HEIGHT, 0.0, 1.0)

@@ -117,8 +117,9 @@ def gets_up(measures: Measures, fell: NDArray[np.bool_]) -> NDArray[np.bool_]:
 LOCOMOTION: dict[r.Term, float] = {
     r.track_speed: 2.0,
     r.track_sideways: 0.75,
-    r.track_yaw_rate: 1.0,
+    r.track_yaw_rate: 2.0,
     r.speed_error: -0.5,
+    r.yaw_rate_error: -1.0,
     r.upright: 0.5,
     r.alive: 3.0,
     r.gait: 1.5,
@@ -269,7 +270,7 @@ TASKS = [
             r.squared_control: -0.1,
             r.posture: -0.05,
         },
-        reset=FallenPoses(standing=0.2),
+        reset=FallenPoses(),
         fallen=r.never,
         success=gets_up,
         max_steps=400,  # 6 s

@@ -189,8 +189,7 @@ def test_fallen_poses_lie_and_differ() -> None:
     batch = MotorBatch(MotorSettings(task="recover", num_envs=64, num_threads=1), seed=3)
     batch.reset(np.arange(64))
     heights = batch.physics.qpos[:, 2]
-    assert (heights < 0.8).mean() > 0.6  # four of five lie
-    assert (heights > 1.2).any()  # the others stand
+    assert (heights < 0.8).mean() > 0.95  # m: lie, or are about to
     up = batch.physics.qpos[:, 3:7]
     assert len(np.unique(up.round(3), axis=0)) > 40
     assert np.isfinite(batch.step(np.zeros((64, 17), np.float32)).obs).all()
