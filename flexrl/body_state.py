@@ -39,6 +39,8 @@ class State:
     command: Array  # (num_envs, 3): forward and leftward speed, m/s, and yaw rate, rad/s, as seen from the heading
     gait_frequency: Array  # (num_envs,) Hz, see Task
     posture: Array  # rad: the angles asked of Physics.posture_ids, (num_envs, num_joints)
+    asked_heading: Array  # (num_envs, 2): cos and sin of the yaw angle that the command has come to, see Reference
+    asked_place: Array  # (num_envs, 2) m: from the body to where the command has come to, world frame
     ids: slice | NDArray[np.intp] = field(default_factory=lambda: ALL)
 
     def read(self, name: str) -> Array:
@@ -59,11 +61,16 @@ class State:
     @cached_property
     def quaternion(self) -> Array:
         """Torso to world: w, x, y, z, each (num_envs,)."""
+        if not self.physics.body.free:
+            half, zero = 0.5 * self.qpos[:, 2], np.zeros(len(self.qpos))
+            return np.stack([np.cos(half), zero, np.sin(half), zero])
         return np.ascontiguousarray(self.qpos[:, 3:7].T)
 
     @cached_property
     def height(self) -> Array:
         """Torso height, m."""
+        if not self.physics.body.free:
+            return np.asarray(self.qpos[:, 1] + self.physics.model.body_pos[self.physics.torso, 2])
         return self.qpos[:, 2]
 
     @cached_property
@@ -74,10 +81,28 @@ class State:
 
     @cached_property
     def heading(self) -> Array:
-        """(cos, sin) of the yaw angle of the torso's forward axis, (num_envs, 2)."""
+        """(cos, sin) of the yaw angle of the torso's forward axis, (num_envs, 2); a planar body has none, on its back too."""
+        if not self.physics.body.free:
+            return np.tile([1.0, 0.0], (len(self.qpos), 1))
         w, x, y, z = self.quaternion
         forward = columns(1 - 2 * (y * y + z * z), 2 * (x * y + w * z))
         return forward / np.maximum(np.sqrt(np.sum(forward * forward, axis=1, keepdims=True)), 1e-6)
+
+    @cached_property
+    def course(self) -> Array:
+        """(cos, sin) of the angle from the asked heading to the torso's, (num_envs, 2)."""
+        (cos, sin), (asked_cos, asked_sin) = self.heading.T, self.asked_heading.T
+        return columns(cos * asked_cos + sin * asked_sin, sin * asked_cos - cos * asked_sin)
+
+    @cached_property
+    def course_velocity(self) -> Array:
+        """Velocity of `Physics.ground_position` along the asked heading and to its left, (num_envs, 2) m/s."""
+        return _seen_from(self.asked_heading, self.ground_velocity)
+
+    @cached_property
+    def place(self) -> Array:
+        """Where the asked place is as seen from the body: ahead, to the left, (num_envs, 2) m."""
+        return _seen_from(self.heading, self.asked_place)
 
     @cached_property
     def velocity(self) -> Array:
@@ -103,13 +128,20 @@ class State:
     @cached_property
     def body_velocity(self) -> Array:
         """Velocity of `Physics.ground_position` turned by the heading: forward, left, (num_envs, 2) m/s."""
-        (cos, sin), (vx, vy) = self.heading.T, self.ground_velocity.T
-        return columns(cos * vx + sin * vy, cos * vy - sin * vx)
+        return _seen_from(self.heading, self.ground_velocity)
 
     @cached_property
     def yaw_rate(self) -> Array:
         """Rotation about the world's vertical, (num_envs,) rad/s, to the left."""
-        return np.sum(self.up * self.qvel[:, 3:6], axis=1)
+        return np.sum(self.up * self.angular_velocity, axis=1)
+
+    @cached_property
+    def angular_velocity(self) -> Array:
+        """Of the torso about its own axes, (num_envs, 3) rad/s."""
+        if not self.physics.body.free:
+            zero = np.zeros(len(self.qvel))
+            return columns(zero, self.qvel[:, 2], zero)
+        return self.qvel[:, 3:6]
 
     @cached_property
     def stride(self) -> Array:
@@ -120,3 +152,9 @@ class State:
     def foot_clearance(self) -> Array:
         """Height of the feet's soles over the ground, right and left, (num_envs, 2) m."""
         return self.foot_position[:, :, 2] - self.physics.foot_radius
+
+
+def _seen_from(heading: Array, vector: Array) -> Array:
+    """A horizontal vector (n, 2) in the frame whose first axis points along `heading` (n, 2) as (cos, sin)."""
+    (cos, sin), (x, y) = heading.T, vector.T
+    return columns(cos * x + sin * y, cos * y - sin * x)

@@ -8,6 +8,8 @@ import numpy as np
 
 from flexrl.observations import Block, Mirror, signs
 
+PLACE_SEEN = 0.5  # m
+
 
 def one_hot(skills: Sequence[str]) -> Block:
     """1 for the present skill, 0 for the others; in a mirror left and right skills change places."""
@@ -22,4 +24,9 @@ def command(skills: Sequence[str]) -> Block:
     return Block("command", lambda state: state.command, signs(1, -1, -1))
 
 
-GOALS: dict[str, Callable[[Sequence[str]], Block]] = {"one_hot": one_hot, "command": command}
+def place(skills: Sequence[str]) -> Block:
+    """Where the command, followed to the letter, would have brought the body: ahead and to the left, m, at most PLACE_SEEN."""
+    return Block("place", lambda state: np.clip(state.place, -PLACE_SEEN, PLACE_SEEN), signs(1, -1))
+
+
+GOALS: dict[str, Callable[[Sequence[str]], Block]] = {"one_hot": one_hot, "command": command, "place": place}

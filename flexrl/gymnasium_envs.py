@@ -78,4 +78,5 @@ SKILLS = {"task": "mixed", "sampling": "weighted", "goal": ["one_hot", "command"
 # The batch truncates by itself (a task's max_steps), so Gymnasium's time limit is left away.
 gymnasium.register("flexrl/Humanoid-v0", entry_point=MotorEnv, kwargs={"body": "humanoid"})
 gymnasium.register("flexrl/HumanoidSkills-v0", entry_point=MotorEnv, kwargs={"body": "humanoid", **SKILLS})
+gymnasium.register("flexrl/HalfCheetahSkills-v0", entry_point=MotorEnv, kwargs={"body": "half_cheetah", **SKILLS})
 gymnasium.register("flexrl/HalfCheetah-v0", entry_point=MotorEnv, kwargs={"body": "half_cheetah", "task": "v5"})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Union
 
 from pydantic import Field, create_model
-from sb3_contrib import TQC, CrossQ, RecurrentPPO
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import A2C, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -16,6 +16,7 @@ from torch import nn
 
 from flexrl.config import Settings, choice
 from flexrl.ppo import PPO
+from flexrl.recurrent_ppo import RecurrentPPO
 
 LEARNERS: dict[str, type[BaseAlgorithm]] = {
     "ppo": PPO,
@@ -80,7 +81,7 @@ POLICY_DEFAULTS: dict[str, dict[str, Any]] = {
 
 # What each argument must satisfy, where SB3 itself would fail late or train nonsense.
 _LIMITS: dict[str, dict[str, float]] = {
-    **{name: {"ge": 1} for name in ("n_steps", "n_epochs", "buffer_size", "stats_window_size", "policy_delay")},
+    **{name: {"ge": 1} for name in ("n_steps", "n_epochs", "chunk_length", "buffer_size", "stats_window_size", "policy_delay")},
     **{name: {"ge": 1} for name in ("target_update_interval", "lstm_hidden_size", "n_lstm_layers", "n_critics", "n_quantiles")},
     "batch_size": {"ge": 2},
     **{name: {"gt": 0, "le": 1} for name in ("gamma", "gae_lambda", "tau")},
@@ -89,6 +90,15 @@ _LIMITS: dict[str, dict[str, float]] = {
     "gradient_steps": {"ge": -1},
     "sde_sample_freq": {"ge": -1},
 }
+
+
+def parameters_of(algorithm: type[BaseAlgorithm]) -> dict[str, inspect.Parameter]:
+    """What its constructor takes by name, those that it passes on to its parent's among them."""
+    own = inspect.signature(algorithm.__init__).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
+        return dict(own)
+    named = {name: p for name, p in own.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return parameters_of(algorithm.__mro__[1]) | named
 
 
 def _number_type(annotation: Any) -> Any:
@@ -132,7 +142,7 @@ def _settings_of(name: str, algorithm: type[BaseAlgorithm]) -> type[Settings]:
     if name in ("ppo", "a2c"):
         policies = ["auto", *policies, "MirroredPolicy"]
     fields: dict[str, Any] = {"name": (Literal[name], name), "policy": (Literal[tuple(policies)], policies[0])}
-    for key, parameter in inspect.signature(algorithm.__init__).parameters.items():
+    for key, parameter in parameters_of(algorithm).items():
         if key not in _GIVEN and key != "policy":
             fields[key] = _field(key, parameter, DEFAULTS[name].get(key, parameter.default))
     if issubclass(algorithm, OffPolicyAlgorithm):
@@ -170,5 +180,10 @@ def check_fit(settings: Any, world: Any) -> None:
         raise ValueError("learner.n_steps: one step of one env is too little for PPO; write at least 2")
     if settings.name in ("ppo", "a2c", "recurrent_ppo") and settings.use_sde and settings.policy in ("auto", "MirroredPolicy"):
         raise ValueError("learner.use_sde: state-dependent exploration has no mirror image; write policy: MlpPolicy")
+    if settings.name == "recurrent_ppo" and settings.n_steps % settings.chunk_length:
+        raise ValueError(
+            f"learner.chunk_length: {settings.n_steps} steps (learner.n_steps) are no whole number of chunks of "
+            f"{settings.chunk_length}"
+        )
     if hasattr(settings, "buffer_size") and settings.buffer_size < 10 * world.num_envs:
         raise ValueError(f"learner.buffer_size: expected at least 10 steps of each of the {world.num_envs} envs")

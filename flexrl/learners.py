@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 from collections import deque
 from pathlib import Path
@@ -18,7 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from flexrl.learner_settings import ACTIVATIONS, LEARNERS, Schedule
+from flexrl.learner_settings import ACTIVATIONS, LEARNERS, Schedule, parameters_of
 from flexrl.networks import MirroredActorCriticPolicy
 from flexrl.ppo import PPO, one_thread
 from flexrl.randomness import random_state, set_random_state
@@ -36,7 +35,7 @@ def make_learner(
 def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tuple[Any, dict[str, Any]]:
     """The policy and the keyword arguments of SB3's constructor."""
     algorithm = LEARNERS[settings.name]
-    names = set(inspect.signature(algorithm.__init__).parameters)
+    names = set(parameters_of(algorithm))
     arguments = {key: getattr(settings, key) for key in type(settings).model_fields if key in names}
     for key, value in arguments.items():
         if isinstance(value, Schedule):
@@ -153,7 +152,7 @@ class Learner:
             for key in its[0]:
                 if key.startswith("reward/"):
                     name = f"reward/{skill}/{key.removeprefix('reward/')}"
-                    metrics[name] = float(np.mean([episode[key] / episode["l"] for episode in its]))
+                    metrics[name] = float(np.mean([episode[key] / episode["skill_steps"] for episode in its]))
             if "success" in its[0]:
                 metrics[f"rollout/success/{skill}"] = float(np.mean([episode["success"] for episode in its]))
                 metrics[f"rollout/length/{skill}"] = float(np.mean([episode["l"] for episode in its]))

@@ -10,16 +10,21 @@ from numpy.typing import NDArray
 
 from flexrl.body_state import State
 from flexrl.physics import Array
+from flexrl.reference import SETTLING
 
-SETTLING = 1.0  # s after a new command that do not count: nobody can change speed at once
 UPRIGHT = 0.9  # cosine of the torso's tilt
-STANDING_HEIGHT = 1.1  # m
 HELD = 2.0  # s upright, without a break, that make it stand
-FIELDS = ("num_counted", "errors", "squares", "drift", "upright_for", "upright_at", "since_command", "anchor")
+FIELDS = (
+    *("num_counted", "errors", "squares", "drift", "upright_for", "upright_at"),
+    *("since_command", "elapsed", "settling", "anchor"),
+)
 
 
 class Measures:
-    """Running measures of `num_envs` episodes of a humanoid, arrays (num_envs, ...)."""
+    """Running measures of `num_envs` episodes, or of their parts at one skill; arrays (num_envs, ...).
+
+    What happens within SETTLING after a new command does not count.
+    """
 
     def __init__(self, num_envs: int) -> None:
         self.num_counted = np.zeros(num_envs)  # control steps whose errors are summed
@@ -29,18 +34,21 @@ class Measures:
         self.upright_for = np.zeros(num_envs)  # s, without a break, until now
         self.upright_at = np.full(num_envs, np.inf)  # s: when it stood up to stay
         self.since_command = np.zeros(num_envs)  # s
-        self.anchor = np.zeros((num_envs, 2))  # m: where the episode began
+        self.elapsed = np.zeros(num_envs)  # s
+        self.settling = np.zeros(num_envs)  # s left in which the anchor goes with the body
+        self.anchor = np.zeros((num_envs, 2))  # m: where the drift is measured from
 
-    def begin(self, ids: NDArray[np.intp], ground_position: Array) -> None:
-        """New episodes in simulations `ids` (n,), at `ground_position` (n, 2) m."""
+    def begin(self, ids: NDArray[np.intp], ground_position: Array, settling: float = 0.0) -> None:
+        """New episodes in simulations `ids` (n,), at `ground_position` (n, 2) m, whose drift counts after `settling` s."""
         for name in FIELDS:
             getattr(self, name)[ids] = np.inf if name == "upright_at" else 0.0
-        self.anchor[ids] = ground_position
+        self.anchor[ids], self.settling[ids] = ground_position, settling
 
     def update(self, state: State, ground_position: Array) -> None:
         """One control step of all simulations."""
         dt = state.physics.dt
         self.since_command += dt
+        self.elapsed += dt
         counted = self.since_command > SETTLING
         error = np.empty((len(counted), 3))
         error[:, :2] = state.body_velocity - state.command[:, :2]
@@ -49,11 +57,14 @@ class Measures:
         self.num_counted += counted
         self.errors += error
         self.squares += error * error
+        if self.settling.any():
+            self.settling = np.maximum(self.settling - dt, 0.0)
+            self.anchor = np.where(self.settling[:, None] > 0, ground_position, self.anchor)
         self.drift = np.maximum(self.drift, np.sqrt(np.sum(np.square(ground_position - self.anchor), axis=1)))
-        upright = (state.up[:, 2] > UPRIGHT) & (state.height > STANDING_HEIGHT)
+        upright = (state.up[:, 2] > UPRIGHT) & (state.height > state.physics.body.upright_height)
         self.upright_for = np.where(upright, self.upright_for + dt, 0.0)
         stands = (self.upright_for >= HELD) & np.isinf(self.upright_at)
-        self.upright_at = np.where(stands, state.time - self.upright_for, self.upright_at)
+        self.upright_at = np.where(stands, self.elapsed - self.upright_for, self.upright_at)
 
     @property
     def mean_error(self) -> Array:

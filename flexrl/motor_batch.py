@@ -10,18 +10,31 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from flexrl.body_state import State
+from flexrl.body_state import State, columns
+from flexrl.curriculum import Curriculum
 from flexrl.goals import GOALS
 from flexrl.measures import Measures
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.observations import Observation, make_observation
 from flexrl.physics import ALL, BODIES, Array, Physics
 from flexrl.randomness import pack_generator, unpack_generator
-from flexrl.rewards import Term, contact_cost
+from flexrl.reference import SETTLING, Reference
+from flexrl.rewards import Term, contact_cost, healthy, never, on_course, on_place
 from flexrl.skill_sampling import SkillSampler
-from flexrl.tasks import sum_terms
+from flexrl.tasks import HANGING_ARMS, sum_terms
 
 Bools = NDArray[np.bool_]
+SERVO_REACH = 1.5  # rad that an action of 1 moves a servo's target away from the standing posture
+LIFTED_BELOW = 1.2  # m: the torso height above which a curriculum carries nothing
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A change of the skill within an episode."""
+
+    before: str
+    after: str
+    success: bool  # of what came before
 
 
 @dataclass
@@ -34,6 +47,7 @@ class StepResult:
     terminated: Bools
     truncated: Bools
     diverged: Bools
+    switches: dict[int, Switch]  # of the simulations that go on with another skill
 
 
 class MotorBatch:
@@ -57,12 +71,19 @@ class MotorBatch:
             settings.num_envs,
             settings.num_threads,
             exact_contacts=exact_contacts and BODIES[settings.body].free,
+            servo=settings.action == "servo",
         )
         self.num_envs = settings.num_envs
         model = self.physics.model
         low, high = model.actuator_ctrlrange.T
-        self.control_scale = high if settings.action == "torque" else None  # the ranges are symmetric
-        limits = (-np.ones(model.nu), np.ones(model.nu)) if settings.action == "torque" else (low, high)
+        # of an action: what it is multiplied by and added to
+        self._control: tuple[Array, Array | None] | None = None
+        if settings.action == "torque":
+            self._control = high, None  # the ranges are symmetric
+        elif settings.action == "servo":
+            names = [model.joint(int(joint)).name for joint in model.actuator_trnid[:, 0]]
+            self._control = np.full(model.nu, SERVO_REACH), np.array([STANDING.get(name, 0.0) for name in names])
+        limits = (low, high) if settings.action == "v5" else (-np.ones(model.nu), np.ones(model.nu))
         self.action_space = spaces.Box(limits[0].astype(np.float32), limits[1].astype(np.float32), dtype=np.float32)
         goal = [GOALS[name](self.skills) for name in settings.goal]
         self.observation: Observation = make_observation(settings.observation, self.physics, goal)
@@ -74,7 +95,14 @@ class MotorBatch:
         self._frequencies = np.array([task.gait_frequency for task in self.tasks])  # Hz
         self._max_steps = np.array([task.max_steps for task in self.tasks])
         self.sampler = SkillSampler(settings.sampling, {name: weight for name, (_, weight) in resolved.items()})
-        self.measures = Measures(self.num_envs) if self.physics.body.free else None
+        judged = any(task.success is not None for task in self.tasks)
+        self.measures = Measures(self.num_envs) if judged else None
+        steered = len(self.tasks) > 1 or "place" in settings.goal or not {on_course, on_place}.isdisjoint(self.terms)
+        self.reference = Reference(self.num_envs) if steered else None
+        self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
+        self._lifts = np.array([task.lift for task in self.tasks]) * self.physics.weight  # N
+        self._loose = np.array([task.fallen is never for task in self.tasks])
+        self._switches = settings.switch
         self.seed(seed)
         self.skill = np.zeros(self.num_envs, np.intp)  # index of the task that each is at
         self.gait_frequency = np.zeros(self.num_envs)  # Hz, of that task; likewise the next two
@@ -83,6 +111,8 @@ class MotorBatch:
         self._draws_again = any(task.command.every is not None for task in self.tasks)
         self.command = np.zeros((self.num_envs, 3))  # see Command
         self.command_ends = np.full(self.num_envs, np.inf)  # s since the episode began: when another command is drawn
+        self.skill_ends = np.full(self.num_envs, np.inf)  # s likewise: when another skill is
+        self._asked_heading, self._asked_place = np.tile([1.0, 0.0], (self.num_envs, 1)), np.zeros((self.num_envs, 2))
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
         self.previous_action = np.zeros((self.num_envs, model.nu), np.float32)
         self.position = np.zeros((self.num_envs, 2))  # m, at the end of the last step
@@ -97,12 +127,13 @@ class MotorBatch:
     def reset(self, ids: NDArray[np.intp]) -> NDArray[np.floating]:
         """Start episodes in simulations `ids` (n,); returns their first observations, (n, obs_dim)."""
         starts = []
-        for i in ids:
+        for i in map(int, ids):
             rng = self.rngs[i]
             self.skill[i] = self.sampler.draw(rng)
-            task = self.tasks[self.skill[i]]
-            starts.append(task.reset.sample(self.physics, rng))
-            self.command[i], self.command_ends[i] = task.command.sample(rng), task.command.sample_length(rng)
+            starts.append(self.tasks[self.skill[i]].reset.sample(self.physics, rng))
+            self._draw_command(i, 0.0)
+            if self._switches is not None:
+                self.skill_ends[i] = rng.uniform(*self._switches)
         self._follow_skills(ids)
         self.physics.reset(ids, np.array([qpos for qpos, _ in starts]), np.array([qvel for _, qvel in starts]))
         self.num_steps[ids] = 0
@@ -111,13 +142,23 @@ class MotorBatch:
         self.feet[ids] = self.physics.foot_position(ids)
         if self.measures is not None:
             self.measures.begin(ids, self.position[ids])
+        if self.reference is not None:
+            self.reference.begin(ids, self.position[ids])
+            self._asked_heading[ids], self._asked_place[ids] = (1.0, 0.0), 0.0
         return self.observation(self._state(self.previous_action[ids], self.position[ids], self.feet[ids], ids))
 
     def _follow_skills(self, ids: slice | NDArray[np.intp]) -> None:
         """What is the task's, written for each simulation of `ids`."""
         self.gait_frequency[ids] = self._frequencies[self.skill[ids]]
         self.posture[ids] = self._postures[self.skill[ids]]
-        self.max_steps[ids] = self._max_steps[self.skill[ids]]
+        self.max_steps[ids] = self._max_steps[self.skill[ids]] if self._switches is None else self._max_steps.max()
+
+    def _draw_command(self, i: int, now: float) -> None:
+        """Another command of its task for simulation i, `now` s after its episode began."""
+        task, skill = self.tasks[self.skill[i]], int(self.skill[i])
+        level = 1.0 if self.curriculum is None else float(self.curriculum.levels[skill])
+        self.command[i] = task.command.at_level(level, task.easiest).sample(self.rngs[i])
+        self.command_ends[i] = now + task.command.sample_length(self.rngs[i])
 
     def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
@@ -138,26 +179,31 @@ class MotorBatch:
             command=self.command[ids],
             gait_frequency=self.gait_frequency[ids],
             posture=self.posture[ids],
+            asked_heading=self._asked_heading[ids],
+            asked_place=self._asked_place[ids],
             ids=ids,
         )
 
     def step(self, action: NDArray[np.floating]) -> StepResult:
         """One control step of every simulation with `action` (num_envs, nu)."""
-        ctrl = action if self.control_scale is None else action * self.control_scale
-        diverged = self.physics.step(ctrl)
+        self._lift()
+        diverged = self.physics.step(self._to_controls(action))
         self.num_steps += 1
         if len(self.tasks) > 1:
             self.sampler.stepped(self.skill)
         old_position, self.position = self.position, self.physics.ground_position()
         old_feet, self.feet = self.feet, self.physics.foot_position()
         state = self._state(action, old_position, old_feet)
+        self._move_reference(state)
         terms = self._reward_terms(state)
         reward = self.tasks[0].total(terms) if len(self.tasks) == 1 else sum_terms(terms)
         terminated = self._fallen(state) | diverged
         truncated = self.num_steps >= self.max_steps
         if self.measures is not None:
             self.measures.update(state, self.position)
-        if self._draws_again and self._new_commands(terminated | truncated):
+        over = terminated | truncated
+        switches = self._new_skills(state, over) if self._switches is not None else {}
+        if (self._draws_again and self._new_commands(over)) or switches:
             # the reward was for what had been asked; the observation shows what is asked next
             state = self._state(action, old_position, old_feet)
         self.previous_action = np.array(action, np.float32)
@@ -166,7 +212,30 @@ class MotorBatch:
             obs = np.where(diverged[:, None], 0, obs)
             reward = np.where(diverged, 0.0, reward)
             terms[:, diverged] = 0.0
-        return StepResult(obs, reward, terms, terminated, truncated, diverged)
+        return StepResult(obs, reward, terms, terminated, truncated, diverged, switches)
+
+    def _to_controls(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
+        if self._control is None:
+            return action
+        scale, centre = self._control
+        return action * scale if centre is None else action * scale + centre
+
+    def _lift(self) -> None:
+        """Carries a share of low bodies' weight where a curriculum makes it easy."""
+        if self.curriculum is None or not self._lifts.any():
+            return
+        force = (self._lifts * (1.0 - self.curriculum.levels))[self.skill]
+        self.physics.xfrc_applied[:, self.physics.torso, 2] = force * (self.physics.qpos[:, 2] < LIFTED_BELOW)
+
+    def _move_reference(self, state: State) -> None:
+        """Where the command has come to by now, for `state` too."""
+        if self.reference is None:
+            return
+        loose = self._loose[self.skill]
+        self.reference.update(self.position, state.heading, self.command, loose, self.physics.dt)
+        self._asked_place = self.reference.place - self.position
+        self._asked_heading = columns(np.cos(self.reference.yaw), np.sin(self.reference.yaw))
+        state.asked_place, state.asked_heading = self._asked_place, self._asked_heading
 
     def _reward_terms(self, state: State) -> Array:
         """Each term times its weight for the task that each simulation is at, (num_terms, num_envs)."""
@@ -188,13 +257,44 @@ class MotorBatch:
     def _new_commands(self, done: Bools) -> bool:
         """Draws another command where the present one has been held long enough; True if any was drawn."""
         due = np.flatnonzero((self.num_steps * self.physics.dt >= self.command_ends) & ~done)
-        for i in due:
-            command = self.tasks[self.skill[i]].command
-            self.command[i] = command.sample(self.rngs[i])
-            self.command_ends[i] += command.sample_length(self.rngs[i])
+        for i in map(int, due):
+            self._draw_command(i, float(self.command_ends[i]))
             if self.measures is not None:
                 self.measures.since_command[i] = 0.0
+            if self.reference is not None:
+                self.reference.ask_again(i)
         return len(due) > 0
+
+    def _new_skills(self, state: State, done: Bools) -> dict[int, Switch]:
+        """Goes on with another skill where the present one has had its time and the body is on its feet."""
+        now = self.num_steps * self.physics.dt
+        due = np.flatnonzero((now >= self.skill_ends) & ~done & healthy(state))
+        if len(due) == 0:
+            return {}
+        success, switches = self.success(np.zeros(self.num_envs, bool)), {}
+        for i in map(int, due):
+            before = int(self.skill[i])
+            self.ended(before, bool(success[i]))
+            self.begin_skill(i, self.sampler.draw(self.rngs[i]))
+            self.skill_ends[i] = now[i] + self.rngs[i].uniform(*self._switches)  # type: ignore[misc]
+            switches[i] = Switch(self.skills[before], self.skills[self.skill[i]], bool(success[i]))
+        return switches
+
+    def begin_skill(self, i: int, skill: int) -> None:
+        """Simulation i goes on with another skill (an index), in the middle of its episode."""
+        self.skill[i] = skill
+        self._follow_skills(np.array([i]))
+        self._draw_command(i, float(self.num_steps[i] * self.physics.dt))
+        if self.measures is not None:
+            self.measures.begin(np.array([i]), self.position[[i]], SETTLING)
+        if self.reference is not None:
+            self.reference.ask_again(i)
+
+    def ended(self, skill: int, success: bool) -> None:
+        """Counts how an episode, or its part at one skill (an index), came out."""
+        self.sampler.ended(skill, success)
+        if self.curriculum is not None:
+            self.curriculum.ended(skill, success)
 
     def success(self, fell: Bools) -> Bools:
         """Whether each simulation's episode, ended now, showed its skill; False where the task does not say."""
@@ -216,8 +316,10 @@ class MotorBatch:
             "skill": self.skill.copy(),
             "command": self.command.copy(),
             "command_ends": self.command_ends.copy(),
-            **{f"sampler.{name}": array for name, array in self.sampler.get_state().items()},
-            **({f"measures.{name}": array for name, array in self.measures.get_state().items()} if self.measures else {}),
+            "skill_ends": self.skill_ends.copy(),
+            "asked_heading": self._asked_heading.copy(),
+            "asked_place": self._asked_place.copy(),
+            **{f"{name}.{key}": array for name, part in self._parts() for key, array in part.get_state().items()},
         }
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -230,12 +332,19 @@ class MotorBatch:
         self.position = state["position"].copy()
         self.feet = state["feet"].copy()
         self.skill, self.command = state["skill"].copy(), state["command"].copy()
-        self.command_ends = state["command_ends"].copy()
+        self.command_ends, self.skill_ends = state["command_ends"].copy(), state["skill_ends"].copy()
+        self._asked_heading, self._asked_place = state["asked_heading"].copy(), state["asked_place"].copy()
         self._follow_skills(ALL)
-        self.sampler.set_state(_under("sampler.", state))
-        if self.measures is not None:
-            self.measures.set_state(_under("measures.", state))
+        for name, part in self._parts():
+            part.set_state({key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")})
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        """What has a state of its own, by name."""
+        parts = {"sampler": self.sampler, "measures": self.measures, "reference": self.reference, "curriculum": self.curriculum}
+        return [(name, part) for name, part in parts.items() if part is not None]
 
 
-def _under(prefix: str, state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}
+# rad: the joints of a body that stands, where a servo's action is 0.
+STANDING = HANGING_ARMS | {
+    f"{side}_{joint}": angle for side in ("right", "left") for joint, angle in (("hip_y", -0.2), ("knee", -0.4))
+}

@@ -9,15 +9,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from flexrl.config import Settings
+from flexrl.curriculum import CurriculumSettings
 from flexrl.goals import GOALS
 from flexrl.physics import Mode
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import SKILLS, Range, Task, find_task
 
 SkillName = Literal[
-    "stand_still", "walk_forward", "walk_backward", "run_forward", "turn_left", "turn_right", "recover", "follow"
+    "stand_still",
+    "walk_forward",
+    "walk_backward",
+    "run_forward",
+    "run_backward",
+    "turn_left",
+    "turn_right",
+    "recover",
+    "follow",
 ]
-TaskName = Literal[SkillName, "v5", "mixed"]
+TaskName = Literal[SkillName, "sprint", "v5", "mixed"]
 RANGES = ("speed", "sideways", "yaw_rate")  # of a task's Command
 Weight = Annotated[float, Field(ge=0)]
 
@@ -50,16 +59,22 @@ class MotorSettings(Settings):
     skills: dict[SkillName, Weight] = {}
     # balanced: one after the other; weighted: drawn by weight; hardest: by weight and failures
     sampling: Sampling = "balanced"
-    # what of the goal the policy sees: any of one_hot (the skill), command (speeds and yaw rate); none: it has to guess
-    goal: list[Literal["one_hot", "command"]] = []
+    # what of the goal the policy sees: any of one_hot (the skill), command (speeds and yaw rate), place (where the command
+    # would have brought it); none: it has to guess
+    goal: list[Literal["one_hot", "command", "place"]] = []
+    # s between changes of the skill within an episode of a mixed world, [shortest, longest]; null: never
+    switch: Range | None = None
+    # tasks become harder as they succeed (commands, help in getting up); null: at full difficulty from the start
+    curriculum: CurriculumSettings | None = None
     # changes to tasks: {walk_forward: {rewards: {upright: 1.0}}}
     tasks: dict[TaskName, TaskOverrides] = {}
     # v5: Gymnasium's dynamics exactly; fast: implicitfast, 3 x 5 ms (the cheetah's are the same in both)
     physics: Mode = "fast"
     # proprio: joints, height, gravity, velocities, previous action, gait clock; v5: Gymnasium's observation
     observation: Literal["proprio", "v5"] = "proprio"
-    # torque: [-1, 1] scaled to the motors' control range; v5: the control range itself
-    action: Literal["torque", "v5"] = "torque"
+    # torque: [-1, 1] scaled to the motors' control range; v5: the control range itself;
+    # servo: joint angles round a standing posture, held by position servos of the motors' strength
+    action: Literal["torque", "v5", "servo"] = "torque"
     # simulations stepped together
     num_envs: int = Field(128, ge=1, le=65536)
     # physics threads; null: one for each CPU core
@@ -113,4 +128,4 @@ def _range(where: str, value: float | Range | None) -> Range | None:
 
 
 assert set(SkillName.__args__) == {name for names in SKILLS.values() for name in names}  # type: ignore[attr-defined]
-assert set(GOALS) == {"one_hot", "command"}
+assert set(GOALS) == {"one_hot", "command", "place"}

@@ -17,8 +17,9 @@ class MotorWorld(VecEnv):
     """The batch as a native SB3 `VecEnv`: finished episodes restart by themselves, their last observation is kept.
 
     Each finished episode's info carries `terminal_observation`, `TimeLimit.truncated`, `terminated`, `truncated`,
-    `diverged`, and `episode`: `r` (return), `l` (length), `skill`, `success` and `measures` (where the task says what success
-    is), `mean_speed` (m/s along x), `reward/<term>` (sums).
+    `diverged`, and `episode`: `r` (return), `l` (length), `skill` (the last one), and of its part at that skill `success` and
+    `measures` (where the task says what success is), `skill_steps`, `reward/<term>` (sums); `mean_speed` (m/s along x). A
+    change of the skill within an episode is `switch` in the info of that step, see `motor_batch.Switch`.
     """
 
     def __init__(self, settings: MotorSettings, seed: int = 0) -> None:
@@ -29,6 +30,8 @@ class MotorWorld(VecEnv):
         self._actions: NDArray[np.floating] = np.zeros((self.num_envs, *self.action_space.shape), np.float32)
         self._sums = np.zeros((len(self._term_names) + 1, self.num_envs))  # return, then each term
         self._start_x = np.zeros(self.num_envs)  # m
+        self._sums_before = np.zeros_like(self._sums)  # where the present skill began
+        self._steps_before = np.zeros(self.num_envs, np.int64)
         self.num_episodes = self.num_diverged = 0  # ended since a learner last asked
         self.total_diverged = 0
 
@@ -38,7 +41,8 @@ class MotorWorld(VecEnv):
             self.batch.seed(self._seeds[0])
             self._reset_seeds()
         obs = self.batch.reset(np.arange(self.num_envs))
-        self._sums[:] = 0
+        self._sums[:] = self._sums_before[:] = 0
+        self._steps_before[:] = 0
         self._start_x = self.batch.position[:, 0].copy()
         return obs
 
@@ -53,16 +57,20 @@ class MotorWorld(VecEnv):
         self._sums[1:] += result.terms
         done = result.terminated | result.truncated
         infos: list[dict[str, Any]] = [_NO_INFO] * self.num_envs
+        for i, switch in result.switches.items():
+            infos[i] = {"switch": switch}
+            self._sums_before[:, i], self._steps_before[i] = self._sums[:, i], self.batch.num_steps[i]
         ids = np.flatnonzero(done)
         if len(ids):
             self.num_episodes += len(ids)
             self.num_diverged += int(result.diverged.sum())
             success = self.batch.success(result.terminated)
-            for i in ids:
-                infos[i] = self._end_of_episode(int(i), result, bool(success[i]))
-                self.batch.sampler.ended(int(self.batch.skill[i]), bool(success[i]))
+            for i in map(int, ids):
+                infos[i] = self._end_of_episode(i, result, bool(success[i]))
+                self.batch.ended(int(self.batch.skill[i]), bool(success[i]))
             result.obs[ids] = self.batch.reset(ids)
-            self._sums[:, ids] = 0
+            self._sums[:, ids] = self._sums_before[:, ids] = 0
+            self._steps_before[ids] = 0
             self._start_x[ids] = self.batch.position[ids, 0]
         return result.obs, result.reward.astype(np.float32), done, infos
 
@@ -74,9 +82,10 @@ class MotorWorld(VecEnv):
         if task.success is not None and self.batch.measures is not None:
             episode["success"], episode["measures"] = success, self.batch.measures.describe(i)
         episode["mean_speed"] = float(distance / (length * self.batch.physics.dt))
+        episode["skill_steps"] = length - int(self._steps_before[i])
         for row, term in enumerate(self.batch.terms, start=1):
             if term in task.rewards:
-                episode[f"reward/{term.__name__}"] = float(self._sums[row, i])
+                episode[f"reward/{term.__name__}"] = float(self._sums[row, i] - self._sums_before[row, i])
         return {
             "terminal_observation": result.obs[i].copy(),
             "TimeLimit.truncated": bool(result.truncated[i] and not result.terminated[i]),
@@ -95,16 +104,26 @@ class MotorWorld(VecEnv):
         share = self.num_diverged / max(100, self.num_episodes + self.num_envs)
         metrics = {"world/diverged": float(self.total_diverged), "world/diverged_share": share}
         self.num_episodes = self.num_diverged = 0
+        if self.batch.curriculum is not None:
+            levels = zip(self.batch.skills, self.batch.curriculum.levels, strict=True)
+            metrics |= {f"curriculum/{skill}": float(level) for skill, level in levels}
         return metrics
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """The batch's state and the sums of the running episodes."""
-        return self.batch.get_state() | {"sums": self._sums.copy(), "start_x": self._start_x.copy()}
+        ours = {
+            "sums": self._sums,
+            "start_x": self._start_x,
+            "sums_before": self._sums_before,
+            "steps_before": self._steps_before,
+        }
+        return self.batch.get_state() | {name: array.copy() for name, array in ours.items()}
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on exactly where `get_state` was taken."""
         self.batch.set_state(state)
         self._sums, self._start_x = state["sums"].copy(), state["start_x"].copy()
+        self._sums_before, self._steps_before = state["sums_before"].copy(), state["steps_before"].copy()
 
     def close(self) -> None:
         """The batch's threads end with it."""

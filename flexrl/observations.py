@@ -105,7 +105,7 @@ def humanoid_proprio(physics: Physics) -> list[Block]:
     return [
         Block("height", lambda state: state.height[:, None], signs(1)),  # m
         Block("up", lambda state: state.up, signs(1, -1, 1)),
-        Block("heading", lambda state: state.heading, signs(1, -1)),  # cos, sin
+        Block("heading", lambda state: state.course, signs(1, -1)),  # cos, sin
         Block("velocity", lambda state: state.velocity, signs(1, -1, 1)),  # m/s
         Block("angular_velocity", lambda state: state.qvel[:, 3:6], signs(-1, 1, -1)),  # rad/s, torso frame
         Block("joint_positions", lambda state: state.qpos[:, 7:], joints),  # rad

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mode = Literal["v5", "fast"]
+SERVO_ERROR = 0.4  # rad: a servo this far from its target pulls with all that the motor has
+SERVO_DAMPING = 0.05  # s: of a servo, as a share of its stiffness
 
 # Warnings after which MuJoCo has put the simulation back to its default state (bad qpos, qvel, qacc): the episode is lost.
 DIVERGED_WARNINGS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
@@ -37,6 +39,7 @@ class Body:
     fast_timestep: float  # s
     feet: tuple[str, ...]  # geoms, right before left
     posture: tuple[str, ...]  # joints that a calm gait keeps near the XML's posture
+    upright_height: float  # m: the torso of a body that stands is above it
     free: bool  # the root is a free joint (seven positions, six velocities), not three planar ones
 
 
@@ -54,6 +57,7 @@ BODIES = {
             *("abdomen_x", "abdomen_y", "abdomen_z"),
             *(f"{side}_{joint}" for side in _SIDES for joint in ("hip_x", "hip_z", "shoulder1", "shoulder2", "elbow")),
         ),
+        upright_height=1.1,
         free=True,
     ),
     # The cheetah's own dynamics (Euler, 5 x 10 ms) are already cheap: its fast mode keeps them.
@@ -66,17 +70,19 @@ BODIES = {
         fast_timestep=0.01,
         feet=("bfoot", "ffoot"),
         posture=(),
+        upright_height=0.4,
         free=False,
     ),
 }
 
 
-def load_model(body: Body, mode: Mode = "v5") -> mujoco.MjModel:
+def load_model(body: Body, mode: Mode = "v5", servo: bool = False) -> mujoco.MjModel:
     """The body's model from Gymnasium's own XML file.
 
     `v5` leaves it as it is. `fast` integrates the humanoid with implicitfast in longer steps, and carries an
     accelerometer of no other use: with it MuJoCo computes `cfrc_ext` during every step (it does so only for sensors),
-    one physics step behind the state, which is exact enough for a training reward.
+    one physics step behind the state, which is exact enough for a training reward. `servo` makes position servos of the
+    motors, with the same greatest torques.
     """
     path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / body.xml
     spec = mujoco.MjSpec.from_file(str(path))
@@ -92,9 +98,20 @@ def load_model(body: Body, mode: Mode = "v5") -> mujoco.MjModel:
         if body.free:
             spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         spec.option.timestep = body.fast_timestep
+    if servo:
+        for actuator in spec.actuators:
+            _make_servo(actuator, spec.joint(actuator.target))
     with warnings.catch_warnings():  # the cheetah's XML is Gymnasium's; its deprecated attribute is not ours to mend
         warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'", UserWarning)
         return spec.compile()
+
+
+def _make_servo(actuator: Any, joint: Any) -> None:
+    torque = actuator.gear[0] * actuator.ctrlrange[1]  # N m, the motor's greatest
+    actuator.gear[0] = 1.0
+    actuator.set_to_position(kp=torque / SERVO_ERROR, kv=SERVO_DAMPING * torque / SERVO_ERROR)
+    actuator.forcelimited, actuator.forcerange = True, np.array([-torque, torque])
+    actuator.ctrllimited, actuator.ctrlrange = True, np.deg2rad(joint.range)
 
 
 class Physics:
@@ -105,10 +122,12 @@ class Physics:
     Memory holds one MjData a thread, unless `exact_contacts` asks for Gymnasium's `cfrc_ext` bit for bit.
     """
 
-    def __init__(self, body: Body, mode: Mode, num_envs: int, num_threads: int | None, exact_contacts: bool) -> None:
-        self.body, self.mode, self.num_envs = body, mode, num_envs
+    def __init__(
+        self, body: Body, mode: Mode, num_envs: int, num_threads: int | None, exact_contacts: bool, servo: bool = False
+    ) -> None:
+        self.body, self.mode, self.servo, self.num_envs = body, mode, servo, num_envs
         self.num_threads = min(num_threads or os.cpu_count() or 1, num_envs)
-        self.model = load_model(body, mode)
+        self.model = load_model(body, mode, servo)
         self.steps = body.v5_steps if mode == "v5" else body.fast_steps
         self.dt = self.model.opt.timestep * self.steps  # s, one control step
         # Only a persistent batch keeps each simulation's whole MjData, which mj_rnePostConstraint reads.
@@ -119,6 +138,7 @@ class Physics:
         # time, positions and velocities lead a state row, in this order
         self._motion = self._batch.state[:, : 1 + self.model.nq + self.model.nv]
         self._start = self._batch.state[0].copy()  # (nstate,): time 0, no warm start
+        self.xfrc_applied = bind("xfrc_applied")  # (num_envs, nbody, 6) N and N m, world frame; part of the state
         self.xipos, self.geom_xpos = bind("xipos"), bind("geom_xpos")
         self.cinert, self.cvel, self.qfrc_actuator = bind("cinert"), bind("cvel"), bind("qfrc_actuator")
         if mode == "fast":
@@ -129,6 +149,12 @@ class Physics:
         self._default_qpos, self._default_qvel = self._data.qpos.copy(), self._data.qvel.copy()
         self._mass = self.model.body_mass[:, None].copy()  # (nbody, 1) kg
         self._total_mass = np.sum(self._mass)
+        self.weight = float(self._total_mass * -self.model.opt.gravity[2])  # N
+        self.torso = self.model.body("torso").id
+        # (nv,) N m for the control range's unit, 0 for the root; of the plain motors, whatever drives the joints
+        plain = self.model if not servo else load_model(body, mode)
+        self.gear = np.zeros(plain.nv)
+        self.gear[plain.jnt_dofadr[plain.actuator_trnid[:, 0]]] = plain.actuator_gear[:, 0]
         self._num_warnings = np.zeros(num_envs, np.int64)
         self.seed = 0  # of what is prepared at random for it, such as fallen poses
         self._kept: dict[Any, Array] = {}

@@ -35,7 +35,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class FallenPoses:
-    """On the ground: dropped in a random pose and turn, limp, and left to lie.
+    """On the ground: dropped in a random pose and turn, limp, and left to lie; a planar body on its back.
 
     A pose costs half a second of physics, so a bank of them is dropped once, all together, and turned about the vertical
     for each start.
@@ -66,7 +66,7 @@ class FallenPoses:
                 axis = rng.standard_normal(4)
                 row[2:7] = 1.0, *(axis / np.linalg.norm(axis))  # any turn
             else:
-                row[1:3] = 0.3, rng.uniform(-np.pi, np.pi)  # m over its usual height, pitch in rad
+                row[1:3] = 0.3, np.pi + rng.uniform(-0.5, 0.5)  # m over its usual height, pitch in rad
             for joint in range(1 if physics.body.free else 3, model.njnt):
                 low, high = model.jnt_range[joint]
                 row[model.jnt_qposadr[joint]] = rng.uniform(low, high)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flexrl.body_state import State, columns
+from flexrl.body_state import MOVING, State, columns
 from flexrl.physics import Array
 
 FOOT_CLEARANCE = 0.12  # m: how high the swinging foot is asked to be lifted at mid-swing
@@ -31,7 +31,10 @@ def healthy(state: State) -> NDArray[np.bool_]:
 
 
 def squared_control(state: State) -> Array:
-    """Sum of squared motor commands, in the units of the motors' control range."""
+    """Sum of squared motor commands, in the units of the motors' control range; of servos, the commands that they come to."""
+    if state.physics.servo:
+        gear = state.physics.gear
+        return np.sum(np.square(state.read("qfrc_actuator")[:, gear > 0] / gear[gear > 0]), axis=1)
     return np.sum(np.square(state.read("ctrl")), axis=1)
 
 
@@ -52,24 +55,41 @@ def alive(state: State) -> Array:
 
 
 def forward_speed(state: State) -> Array:
-    """1 at the asked speed along the world's x axis (m/s), e^-1 at half a metre per second off it."""
-    return np.exp(-np.square((state.ground_velocity[:, 0] - state.command[:, 0]) / 0.5))
+    """1 at the asked speed along the asked heading (m/s), e^-1 at half a metre per second off it."""
+    return np.exp(-np.square((state.course_velocity[:, 0] - state.command[:, 0]) / 0.5))
 
 
 def progress(state: State) -> Array:
-    """Speed along the world's x axis up to the asked one, as a share of it: a slope to climb from standing still."""
+    """Speed along the asked heading up to the asked one, as a share of it: a slope to climb from standing still."""
     asked = np.maximum(state.command[:, 0], 0.1)
-    return np.minimum(state.ground_velocity[:, 0], asked) / asked
+    return np.minimum(state.course_velocity[:, 0], asked) / asked
+
+
+def headway(state: State) -> Array:
+    """Speed from the heading as a share of the asked one, whichever way that is, from -1 to 1; 0 where none is asked for."""
+    asked = state.command[:, 0]
+    share = state.body_velocity[:, 0] / np.where(np.abs(asked) < MOVING, 1.0, asked)
+    return np.where(np.abs(asked) < MOVING, 0.0, np.clip(share, -1.0, 1.0))
 
 
 def straight(state: State) -> Array:
-    """1 when nothing moves sideways (world's y axis), e^-1 at 0.5 m/s."""
-    return np.exp(-np.square(state.ground_velocity[:, 1] / 0.5))
+    """1 when nothing moves sideways of the asked heading, e^-1 at 0.5 m/s."""
+    return np.exp(-np.square(state.course_velocity[:, 1] / 0.5))
 
 
 def facing(state: State) -> Array:
-    """Cosine of the angle between the torso's heading and the world's x axis."""
-    return state.heading[:, 0]
+    """Cosine of the angle between the torso's heading and the asked one."""
+    return state.course[:, 0]
+
+
+def on_course(state: State) -> Array:
+    """1 at the heading that the yaw rate should have brought, e^-1 at 0.3 rad off it."""
+    return np.exp(-np.square(np.arctan2(state.course[:, 1], state.course[:, 0]) / 0.3))
+
+
+def on_place(state: State) -> Array:
+    """1 at the place that the speeds should have brought, e^-1 at 0.2 m off it."""
+    return np.exp(-np.sum(np.square(state.asked_place), axis=1) / 0.2**2)
 
 
 def upright(state: State) -> Array:
@@ -160,9 +180,9 @@ def turned_up(state: State) -> Array:
 
 def calm(state: State) -> Array:
     """1 while an upright body rests, e^-1 at 1 m/s of any kind; 0 while it lies."""
-    upright = (state.up[:, 2] > 0.9) & (state.height > 1.1)
+    upright = (state.up[:, 2] > 0.9) & (state.height > state.physics.body.upright_height)
     return upright * np.exp(
-        -np.sum(np.square(state.ground_velocity), axis=1) - 0.1 * np.sum(np.square(state.qvel[:, 3:6]), axis=1)
+        -np.sum(np.square(state.ground_velocity), axis=1) - 0.1 * np.sum(np.square(state.angular_velocity), axis=1)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,26 @@ class Command:
     still: float = 0.0  # share of draws in which all three are zero
     every: Range | None = None  # s until another one is drawn within the episode; None: never
 
+    @property
+    def ranges(self) -> tuple[Range, Range, Range]:
+        """Of speed, sideways and yaw rate."""
+        return self.speed, self.sideways, self.yaw_rate
+
+    def at_level(self, level: float, easiest: Command | None) -> Command:
+        """The command whose ranges lie between those of `easiest`, at level 0, and its own, at level 1."""
+        if easiest is None or level >= 1:
+            return self
+        speed, sideways, yaw_rate = (
+            (a[0] + level * (b[0] - a[0]), a[1] + level * (b[1] - a[1]))
+            for a, b in zip(easiest.ranges, self.ranges, strict=True)
+        )
+        return replace(self, speed=speed, sideways=sideways, yaw_rate=yaw_rate)
+
     def sample(self, rng: np.random.Generator) -> Array:
         """One command, (3,): speed, sideways, yaw rate. Nothing is drawn where there is nothing to choose."""
-        ranges = (self.speed, self.sideways, self.yaw_rate)
         if self.still > 0 and rng.random() < self.still:
             return np.zeros(3)
-        return np.array([low if low == high else rng.uniform(low, high) for low, high in ranges])
+        return np.array([low if low == high else rng.uniform(low, high) for low, high in self.ranges])
 
     def sample_length(self, rng: np.random.Generator) -> float:
         """How long the command holds, s; infinite where it is not drawn again."""
@@ -72,6 +86,8 @@ class Task:
     # of the episodes' measures and whether each fell, (num_envs,) both: whether the skill was shown
     success: Callable[[Measures, NDArray[np.bool_]], NDArray[np.bool_]] | None = None
     command: Command = Command()
+    easiest: Command | None = None  # ranges of the command that a curriculum begins with; None: its own
+    lift: float = 0.0  # share of the weight that a curriculum begins with carrying, while the torso is low
     max_steps: int = 1000  # control steps until the episode is truncated
     gait_frequency: float = 0.0  # Hz: full left-right cycles of the clock in the observation; 0: no clock
     posture: Mapping[str, float] = field(default_factory=dict)  # rad: angles asked of joints, 0 for those left out
@@ -121,6 +137,8 @@ LOCOMOTION: dict[r.Term, float] = {
     r.speed_error: -0.5,
     r.yaw_rate_error: -1.0,
     r.upright: 0.5,
+    r.on_course: 0.5,
+    r.on_place: 0.5,
     r.alive: 3.0,
     r.gait: 1.5,
     r.stride: 0.5,
@@ -129,6 +147,17 @@ LOCOMOTION: dict[r.Term, float] = {
     r.squared_control: -0.1,
     r.wobble: -0.02,
     r.posture: -0.1,
+}
+
+# The half-cheetah's, on its feet at a speed.
+RUNNING: dict[r.Term, float] = {
+    r.headway: 3.0,
+    r.track_speed: 1.0,
+    r.speed_error: -0.5,
+    r.turned_up: 2.0,
+    r.on_place: 0.5,
+    r.action_rate: -0.02,
+    r.squared_control: -0.05,
 }
 
 TASKS = [
@@ -178,10 +207,21 @@ TASKS = [
     Task(
         name="run_forward",
         body="humanoid",
-        words=("run forward", "run straight ahead as fast as you can"),
+        words=("run forward", "run straight ahead"),
         command=Command(speed=(2.5, 2.5)),
         gait_frequency=1.5,
+        posture=HANGING_ARMS,
+        rewards=LOCOMOTION,
+        reset=Noise(0.01),
+        fallen=r.unhealthy,
         success=runs,
+    ),
+    Task(
+        name="sprint",
+        body="humanoid",
+        words=("sprint", "run straight ahead as fast as you can"),
+        command=Command(speed=(2.5, 2.5)),
+        gait_frequency=1.5,
         rewards={
             r.speed_in_x: 2.0,
             r.straight: 0.5,
@@ -250,6 +290,7 @@ TASKS = [
         body="humanoid",
         words=("follow the command", "go as fast and turn as quickly as you are told"),
         command=Command(speed=(-0.5, 1.5), sideways=(-0.3, 0.3), yaw_rate=(-1.0, 1.0), still=0.15, every=(3.0, 8.0)),
+        easiest=Command(speed=(0.0, 1.0)),
         gait_frequency=1.25,
         posture=HANGING_ARMS,
         rewards=LOCOMOTION,
@@ -270,10 +311,58 @@ TASKS = [
             r.squared_control: -0.1,
             r.posture: -0.05,
         },
+        lift=0.6,
         reset=FallenPoses(),
         fallen=r.never,
         success=gets_up,
         max_steps=400,  # 6 s
+    ),
+    Task(
+        name="run_forward",
+        body="half_cheetah",
+        words=("run forward", "run ahead"),
+        command=Command(speed=(4.0, 4.0)),
+        success=runs,
+        rewards=RUNNING,
+        reset=Noise(0.1, normal_velocity=True),
+        fallen=r.never,
+        max_steps=300,  # 15 s
+    ),
+    Task(
+        name="run_backward",
+        body="half_cheetah",
+        words=("run backward", "run back"),
+        command=Command(speed=(-3.0, -3.0)),
+        success=runs,
+        rewards=RUNNING,
+        reset=Noise(0.1, normal_velocity=True),
+        fallen=r.never,
+        max_steps=300,  # 15 s
+    ),
+    Task(
+        name="stand_still",
+        body="half_cheetah",
+        words=("stand still", "stop and stay where you are"),
+        success=stands_still,
+        rewards=RUNNING,
+        reset=Noise(0.1, normal_velocity=True),
+        fallen=r.never,
+        max_steps=300,  # 15 s
+    ),
+    Task(
+        name="recover",
+        body="half_cheetah",
+        words=("get up", "turn over on your feet"),
+        success=gets_up,
+        rewards={
+            r.turned_up: 4.0,
+            r.calm: 2.0,
+            r.action_rate: -0.02,
+            r.squared_control: -0.05,
+        },
+        reset=FallenPoses(),
+        fallen=r.never,
+        max_steps=300,  # 15 s
     ),
 ]
 

@@ -75,11 +75,12 @@ def evaluation_settings(
 ) -> MotorSettings | GymnasiumSettings:
     """The same world for an evaluation: `num_envs` of it, in `physics` and at `task` where given and there is a choice.
 
-    The skills of a mixed world come one after the other, whatever the training draws.
+    The skills of a mixed world come one after the other, each for whole episodes and at full difficulty, whatever the training
+    draws.
     """
     if isinstance(settings, GymnasiumSettings):
         return settings.model_copy(update={"num_envs": num_envs, "subprocesses": False})
-    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced"}
+    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced", "switch": None, "curriculum": None}
     if physics:
         update["physics"] = physics
     if task and task != settings.task:

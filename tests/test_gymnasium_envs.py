@@ -14,8 +14,10 @@ import flexrl.gymnasium_envs as envs
 from flexrl.motor_settings import MotorSettings
 from flexrl.motor_world import MotorWorld
 
+NAMES = ["Humanoid-v0", "HumanoidSkills-v0", "HalfCheetah-v0", "HalfCheetahSkills-v0"]
 
-@pytest.mark.parametrize("name", ["flexrl/Humanoid-v0", "flexrl/HumanoidSkills-v0", "flexrl/HalfCheetah-v0"])
+
+@pytest.mark.parametrize("name", [f"flexrl/{name}" for name in NAMES])
 def test_the_checkers_of_gymnasium_and_sb3_have_nothing_to_say(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from flexrl import config, snapshots
 from flexrl.config import UserError
-from flexrl.learner_settings import LEARNERS, SETTINGS
+from flexrl.learner_settings import LEARNERS, SETTINGS, parameters_of
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
 from flexrl.networks import MirroredActorCriticPolicy
@@ -25,7 +24,7 @@ from train import TrainSettings
 
 SMALL: dict[str, dict[str, Any]] = {
     "ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},
-    "recurrent_ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},
+    "recurrent_ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "chunk_length": 4},
     "a2c": {"n_steps": 4},
     **{name: {"learning_starts": 8, "batch_size": 16, "buffer_size": 120} for name in ("sac", "tqc", "crossq")},
 }
@@ -113,7 +112,7 @@ def test_an_attempt_that_saved_nothing_leaves_nothing_behind(tmp_path: Path) -> 
 def test_every_argument_of_the_constructor_is_a_setting(name: str) -> None:
     given = {"self", "env", "seed", "device", "verbose", "tensorboard_log", "policy_kwargs", "_init_setup_model"}
     classes = {"rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class", "replay_buffer_kwargs"}
-    arguments = set(inspect.signature(LEARNERS[name].__init__).parameters) - given - classes
+    arguments = set(parameters_of(LEARNERS[name])) - given - classes
     assert arguments <= set(SETTINGS[name].model_fields)
 
 

@@ -32,6 +32,8 @@ def state_at(qpos: dict[int, float] | None = None, **changes: object) -> State:
         "command": np.array([[1.3, 0.0, 0.0]]),
         "gait_frequency": np.array([1.5]),
         "posture": np.zeros((1, len(physics.posture_ids))),
+        "asked_heading": np.array([[1.0, 0.0]]),
+        "asked_place": np.zeros((1, 2)),
     }
     return State(**(values | changes))  # type: ignore[arg-type]
 
@@ -116,8 +118,8 @@ def test_yaml_changes_weights_and_ranges_by_name() -> None:
         resolve_tasks(MotorSettings(tasks={"walk_forward": TaskOverrides(speed=(1.0, 0.0))}))
     with pytest.raises(ValueError, match="write task: mixed"):
         resolve_tasks(MotorSettings(skills={"walk_forward": 1.0}))
-    with pytest.raises(ValueError, match="half_cheetah has no"):
-        resolve_tasks(MotorSettings(body="half_cheetah", task="mixed"))
+    with pytest.raises(ValueError, match="half_cheetah has no task 'turn_left'"):
+        resolve_tasks(MotorSettings(body="half_cheetah", task="turn_left"))
 
 
 def test_tracking_is_seen_from_the_heading() -> None:

@@ -1,0 +1,100 @@
+"""What one policy for all skills is worth, in v5 physics: success by skill, how closely it follows, and changes of skill.
+
+    python bench/skills.py --model examples/pretrained/humanoid_skills
+
+`switches`: all 56 ordered pairs of the eight skills, changed after 4 s; no fall in the 5 s after, and the new skill's own
+measure of success, begun anew 2 s after the change, at its end. Whatever was started counts, falls before the change too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from flexrl.evaluation import run_episodes
+from flexrl.motor_world import MotorWorld
+from flexrl.policies import Policy, load_policy, open_snapshot
+from flexrl.reference import SETTLING
+from flexrl.worlds import evaluation_settings, only_skill
+
+ERRORS = ("rms_speed_error", "rms_yaw_rate_error")
+BEFORE, GRACE, AFTER = 4.0, 2.0, 5.0  # s
+
+
+def success_by_skill(policy: Policy, world_settings, seed: int) -> None:
+    """One line a skill: successes, falls, and for those that track a command their errors."""
+    for skill in MotorWorld(world_settings).batch.skills:
+        episodes = run_episodes(policy, MotorWorld(only_skill(world_settings, skill), seed), seed)
+        success, fell = (np.mean([getattr(e, name) for e in episodes]) for name in ("success", "terminated"))
+        errors = [np.sqrt(np.mean([e.measures[key] ** 2 for e in episodes])) for key in ERRORS]
+        drift = np.mean([e.measures["drift"] for e in episodes])
+        tracking = f"rms speed {errors[0]:.3f} m/s  yaw rate {errors[1]:.3f} rad/s  mean drift {drift:.2f} m"
+        print(f"{skill:14} success {success:4.0%}  falls {fell:4.0%}  {tracking}", flush=True)
+
+
+def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
+    """A matrix of successes, before by after, and the shares without a fall."""
+    num_skills = len(MotorWorld(world_settings).batch.skills)
+    num_envs = num_skills * (num_skills - 1) * repeats
+    world = MotorWorld(world_settings.model_copy(update={"num_envs": num_envs, "sampling": "balanced"}), seed)
+    batch, all_ids = world.batch, np.arange(num_envs)
+    obs = world.reset()
+    policy.reset(np.ones(num_envs, bool))
+    before = batch.skill.copy()
+    after = (before + 1 + (all_ids // num_skills) % (num_skills - 1)) % num_skills
+    assert np.array_equal(before, all_ids % num_skills)
+    fell = np.zeros(num_envs, bool)
+
+    def go(seconds: float) -> None:
+        nonlocal obs, fell
+        for _ in range(round(seconds / batch.physics.dt)):
+            action = policy.act(obs)
+            obs, _, done, infos = world.step(action)
+            fell |= done & [bool(info.get("terminated")) for info in infos]
+            policy.reset(done)
+        obs = batch.observe(action)
+
+    go(BEFORE)
+    for i in all_ids:
+        batch.begin_skill(int(i), int(after[i]))
+    obs = batch.observe(batch.previous_action)
+    batch.num_steps[:] = np.minimum(batch.num_steps, round(BEFORE / batch.physics.dt))
+    batch.max_steps[:] = 10**9
+    go(GRACE)
+    batch.measures.begin(all_ids, batch.position)
+    batch.measures.since_command[:] = SETTLING
+    go(AFTER - GRACE)
+    success = batch.success(fell) & ~fell
+    pairs = np.full((num_skills, num_skills), np.nan)
+    for a in range(num_skills):
+        for b in range(num_skills):
+            if a != b:
+                pairs[a, b] = success[(before == a) & (after == b)].mean()
+    print(
+        f"switches: {np.mean(~fell):.1%} without a fall, {success.mean():.1%} with the new skill shown; by pair (rows before):"
+    )
+    print(" " * 15 + " ".join(f"{name[:9]:>9}" for name in batch.skills))
+    for name, row in zip(batch.skills, pairs, strict=True):
+        print(f"{name:14} " + " ".join(f"{'':>9}" if np.isnan(share) else f"{share:9.0%}" for share in row))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--episodes", type=int, default=100, help="of each skill")
+    parser.add_argument("--repeats", type=int, default=10, help="of each pair of skills")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    snapshot = open_snapshot(args.model)
+    world_settings = evaluation_settings(snapshot.settings.world, args.episodes, "v5")
+    policy = load_policy(snapshot)
+    success_by_skill(policy, world_settings, args.seed)
+    switches(policy, world_settings, args.seed, args.repeats)
+
+
+if __name__ == "__main__":
+    main()

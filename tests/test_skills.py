@@ -1,0 +1,178 @@
+"""Commands turned into a place and a heading, changes of skill within an episode, curriculum, servos."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexrl.curriculum import Curriculum, CurriculumSettings, next_level
+from flexrl.motor_batch import MotorBatch
+from flexrl.motor_settings import MotorSettings
+from flexrl.motor_world import MotorWorld
+from flexrl.physics import SERVO_ERROR
+from flexrl.reference import LEAD, SETTLING, Reference
+from flexrl.tasks import Command
+from flexrl.worlds import evaluation_settings
+
+DT = 0.015  # s
+GOAL = ["one_hot", "command", "place"]
+
+
+def one_reference(place: tuple[float, float] = (0.0, 0.0)) -> Reference:
+    reference = Reference(1)
+    reference.begin(np.arange(1), np.array([place]))
+    return reference
+
+
+def update(reference: Reference, place: tuple[float, float], command: tuple[float, float, float], loose: bool = False) -> None:
+    heading = np.array([[1.0, 0.0]])
+    reference.update(np.array([place]), heading, np.array([command]), np.array([loose]), DT)
+
+
+def test_what_the_command_does_not_move_stays_where_it_is() -> None:
+    reference = one_reference((1.0, 2.0))
+    for step in range(100):
+        update(reference, (1.0 + 0.02 * step, 2.0), (0.0, 0.0, 0.0))  # drifts by 2 m
+    np.testing.assert_array_equal(reference.place, [[1.0, 2.0]])
+    assert reference.yaw[0] == 0.0
+
+
+def test_the_reference_goes_as_asked_and_waits_for_the_body() -> None:
+    with_it, alone = one_reference(), one_reference()
+    for step in range(1, 101):
+        update(with_it, (1.0 * DT * step, 0.0), (1.0, 0.0, 0.0))  # a body that keeps up
+        update(alone, (0.0, 0.0), (1.0, 0.0, 0.5))  # one that does not move
+    np.testing.assert_allclose(with_it.place, [[1.5, 0.0]], atol=1e-9)
+    assert np.linalg.norm(alone.place[0]) == pytest.approx(LEAD)
+    assert alone.yaw[0] == pytest.approx(0.5)  # rad: held there, though 0.75 were asked by now
+
+
+def test_after_another_command_and_while_lying_it_stays_with_the_body() -> None:
+    reference = one_reference()
+    reference.ask_again(0)
+    for _ in range(round(SETTLING / DT) - 1):
+        update(reference, (3.0, 1.0), (0.0, 0.0, 0.0))
+        np.testing.assert_array_equal(reference.place, [[3.0, 1.0]])
+    lying = one_reference()
+    update(lying, (0.2, 0.0), (0.0, 0.0, 0.0), loose=True)
+    np.testing.assert_array_equal(lying.place, [[0.2, 0.0]])
+
+
+def test_skills_change_within_an_episode_and_say_so() -> None:
+    world = MotorWorld(
+        MotorSettings(task="mixed", num_envs=16, num_threads=1, action="servo", goal=GOAL, switch=(0.2, 0.4)), seed=0
+    )
+    obs = world.reset()
+    seen = 0
+    for _ in range(60):
+        before = world.batch.skill.copy()
+        obs, _, done, infos = world.step(np.zeros((16, 17), np.float32))
+        for i, info in enumerate(infos):
+            if "switch" in info:
+                seen += 1
+                assert not done[i]
+                assert info["switch"].before == world.batch.skills[before[i]]
+                assert info["switch"].after == world.batch.skills[world.batch.skill[i]]
+                np.testing.assert_array_equal(obs[i, -13:-5], np.eye(8)[world.batch.skill[i]])
+                np.testing.assert_allclose(obs[i, -5:-2], world.batch.command[i], rtol=1e-6)
+    assert seen >= 8
+    assert evaluation_settings(world.batch.settings, 4).switch is None
+
+
+def test_a_body_that_lies_goes_on_getting_up() -> None:
+    settings = MotorSettings(
+        task="mixed", skills={"recover": 1.0, "walk_forward": 1.0}, num_envs=8, num_threads=1, switch=(0.1, 0.1)
+    )
+    world = MotorWorld(settings, seed=0)
+    world.reset()
+    lies = world.batch.skill == world.batch.skills.index("recover")
+    for _ in range(20):
+        _, _, _, infos = world.step(np.zeros((8, 17), np.float32))
+        assert not any("switch" in info for info, lying in zip(infos, lies, strict=True) if lying)
+
+
+def test_reward_terms_of_an_episode_are_those_of_its_last_skill() -> None:
+    settings = MotorSettings(task="mixed", num_envs=16, num_threads=1, action="servo", goal=GOAL, switch=(0.2, 0.4))
+    world = MotorWorld(settings, seed=0)
+    world.reset()
+    ended = []
+    for _ in range(120):
+        _, _, _, infos = world.step(np.zeros((16, 17), np.float32))
+        ended += [info["episode"] for info in infos if "episode" in info]
+    assert any(episode["skill_steps"] < episode["l"] for episode in ended)
+    for episode in ended:
+        if "reward/alive" in episode:  # its weight is 3 for every skill
+            assert episode["reward/alive"] == pytest.approx(3.0 * episode["skill_steps"])
+
+
+def test_the_state_goes_on_exactly_through_switches_and_levels() -> None:
+    settings = MotorSettings(
+        task="mixed", num_envs=16, num_threads=1, action="servo", goal=GOAL, switch=(0.2, 0.4), curriculum={"episodes": 2}
+    )
+    world, other = MotorWorld(settings, seed=0), MotorWorld(settings, seed=0)
+    world.reset()
+    other.reset()
+    other.step(np.ones((16, 17), np.float32))
+    actions = np.random.default_rng(0).uniform(-0.3, 0.3, (160, 16, 17)).astype(np.float32)
+    for action in actions[:80]:
+        world.step(action)
+    other.set_state(world.get_state())
+    for action in actions[80:]:
+        (ours, our_rewards, *_), (theirs, their_rewards, *_) = world.step(action), other.step(action)
+        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(our_rewards, their_rewards)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_levels_rise_with_success_and_stay_between_0_and_1(level: float, success: float) -> None:
+    settings = CurriculumSettings(raise_above=0.7, lower_below=0.3, step=0.1)
+    after = next_level(level, success, settings)
+    assert 0 <= after <= 1
+    assert (after >= level) if success > 0.7 else (after <= level)
+    if 0.3 <= success <= 0.7:
+        assert after == level
+
+
+def test_each_task_has_a_level_of_its_own() -> None:
+    curriculum = Curriculum(2, CurriculumSettings(episodes=10, step=0.25))
+    for _ in range(20):
+        curriculum.ended(0, True)
+        curriculum.ended(1, False)
+    np.testing.assert_array_equal(curriculum.levels, [0.5, 0.0])
+    for _ in range(10):
+        curriculum.ended(0, False)
+    np.testing.assert_array_equal(curriculum.levels, [0.25, 0.0])
+
+
+def test_commands_widen_with_the_level() -> None:
+    whole, easiest = Command(speed=(-0.5, 1.5), yaw_rate=(-1.0, 1.0)), Command(speed=(0.0, 1.0))
+    assert whole.at_level(0.0, easiest) == easiest
+    assert whole.at_level(0.5, easiest) == Command(speed=(-0.25, 1.25), yaw_rate=(-0.5, 0.5))
+    assert whole.at_level(1.0, easiest) == whole
+
+
+def test_a_curriculum_carries_who_lies_and_evaluations_do_not() -> None:
+    settings = MotorSettings(task="recover", num_envs=2, num_threads=1, curriculum={"start": 0.5})
+    easy, full = MotorBatch(settings), MotorBatch(evaluation_settings(settings, 2))
+    for batch in (easy, full):
+        batch.reset(np.arange(2))
+        batch.step(np.zeros((2, 17), np.float32))
+    lift = easy.tasks[0].lift * 0.5 * easy.physics.weight  # N
+    np.testing.assert_allclose(easy.physics.xfrc_applied[:, easy.physics.torso, 2], lift)
+    assert not full.physics.xfrc_applied.any()
+
+
+@pytest.mark.parametrize("body", ["humanoid", "half_cheetah"])
+def test_servos_have_the_strength_of_the_motors(body: str) -> None:
+    task = "walk_forward" if body == "humanoid" else "v5"
+    motors = MotorBatch(MotorSettings(body=body, task=task, num_envs=1)).physics.model
+    batch = MotorBatch(MotorSettings(body=body, task=task, action="servo", num_envs=1))
+    servos = batch.physics.model
+    strongest = motors.actuator_gear[:, 0] * motors.actuator_ctrlrange[:, 1]  # N m
+    np.testing.assert_allclose(servos.actuator_forcerange[:, 1], strongest)
+    np.testing.assert_allclose(servos.actuator_gainprm[:, 0] * SERVO_ERROR, strongest)
+    batch.reset(np.arange(1))
+    batch.step(np.ones((1, servos.nu), np.float32))
+    assert (np.abs(batch.physics.qfrc_actuator[0]).max() <= strongest.max() + 1e-9).all()
