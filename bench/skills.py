@@ -62,7 +62,6 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
     for i in all_ids:
         batch.begin_skill(int(i), int(after[i]))
     obs = batch.observe(batch.previous_action)
-    batch.num_steps[:] = np.minimum(batch.num_steps, round(BEFORE / batch.physics.dt))
     batch.max_steps[:] = 10**9
     go(GRACE)
     batch.measures.begin(all_ids, batch.position)

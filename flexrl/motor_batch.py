@@ -25,6 +25,7 @@ from flexrl.tasks import HANGING_ARMS, sum_terms
 
 Bools = NDArray[np.bool_]
 SERVO_REACH = 1.5  # rad that an action of 1 moves a servo's target away from the standing posture
+LOOSE_SHARE = 0.25
 LIFTED_BELOW = 1.2  # m: the torso height above which a curriculum carries nothing
 
 
@@ -101,7 +102,9 @@ class MotorBatch:
         self.reference = Reference(self.num_envs) if steered else None
         self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
         self._lifts = np.array([task.lift for task in self.tasks]) * self.physics.weight  # N
-        self._loose = np.array([task.fallen is never for task in self.tasks])
+        self._loose = np.array([task.fallen is never for task in self.tasks])  # may lie
+        # how often a body on its feet is asked for what bodies on the ground learn
+        self._next_shares = np.where(self._loose, LOOSE_SHARE, 1.0)
         self._switches = settings.switch
         self.seed(seed)
         self.skill = np.zeros(self.num_envs, np.intp)  # index of the task that each is at
@@ -114,6 +117,7 @@ class MotorBatch:
         self.skill_ends = np.full(self.num_envs, np.inf)  # s likewise: when another skill is
         self._asked_heading, self._asked_place = np.tile([1.0, 0.0], (self.num_envs, 1)), np.zeros((self.num_envs, 2))
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
+        self.steps_before = np.zeros(self.num_envs, np.int64)  # of them, those before its present skill
         self.previous_action = np.zeros((self.num_envs, model.nu), np.float32)
         self.position = np.zeros((self.num_envs, 2))  # m, at the end of the last step
         self.feet = np.zeros((self.num_envs, 2, 3))  # m, likewise
@@ -136,7 +140,7 @@ class MotorBatch:
                 self.skill_ends[i] = rng.uniform(*self._switches)
         self._follow_skills(ids)
         self.physics.reset(ids, np.array([qpos for qpos, _ in starts]), np.array([qvel for _, qvel in starts]))
-        self.num_steps[ids] = 0
+        self.num_steps[ids] = self.steps_before[ids] = 0
         self.previous_action[ids] = 0
         self.position[ids] = self.physics.ground_position(ids)
         self.feet[ids] = self.physics.foot_position(ids)
@@ -151,7 +155,7 @@ class MotorBatch:
         """What is the task's, written for each simulation of `ids`."""
         self.gait_frequency[ids] = self._frequencies[self.skill[ids]]
         self.posture[ids] = self._postures[self.skill[ids]]
-        self.max_steps[ids] = self._max_steps[self.skill[ids]] if self._switches is None else self._max_steps.max()
+        self.max_steps[ids] = self._max_steps[self.skill[ids]]
 
     def _draw_command(self, i: int, now: float) -> None:
         """Another command of its task for simulation i, `now` s after its episode began."""
@@ -198,7 +202,9 @@ class MotorBatch:
         terms = self._reward_terms(state)
         reward = self.tasks[0].total(terms) if len(self.tasks) == 1 else sum_terms(terms)
         terminated = self._fallen(state) | diverged
-        truncated = self.num_steps >= self.max_steps
+        truncated = self.num_steps - self.steps_before >= self.max_steps
+        if self._switches is not None:
+            truncated |= self.num_steps >= self._max_steps.max()
         if self.measures is not None:
             self.measures.update(state, self.position)
         over = terminated | truncated
@@ -275,14 +281,14 @@ class MotorBatch:
         for i in map(int, due):
             before = int(self.skill[i])
             self.ended(before, bool(success[i]))
-            self.begin_skill(i, self.sampler.draw(self.rngs[i]))
+            self.begin_skill(i, self.sampler.draw_next(self.rngs[i], before, self._next_shares))
             self.skill_ends[i] = now[i] + self.rngs[i].uniform(*self._switches)  # type: ignore[misc]
             switches[i] = Switch(self.skills[before], self.skills[self.skill[i]], bool(success[i]))
         return switches
 
     def begin_skill(self, i: int, skill: int) -> None:
         """Simulation i goes on with another skill (an index), in the middle of its episode."""
-        self.skill[i] = skill
+        self.skill[i], self.steps_before[i] = skill, self.num_steps[i]
         self._follow_skills(np.array([i]))
         self._draw_command(i, float(self.num_steps[i] * self.physics.dt))
         if self.measures is not None:
@@ -310,6 +316,7 @@ class MotorBatch:
             "physics": self.physics.get_state(),
             "rngs": np.stack([pack_generator(rng) for rng in self.rngs]),
             "num_steps": self.num_steps.copy(),
+            "steps_before": self.steps_before.copy(),
             "previous_action": self.previous_action.copy(),
             "position": self.position.copy(),
             "feet": self.feet.copy(),
@@ -327,7 +334,7 @@ class MotorBatch:
         self.physics.set_state(state["physics"])
         for rng, row in zip(self.rngs, state["rngs"], strict=True):
             unpack_generator(rng, row)
-        self.num_steps = state["num_steps"].copy()
+        self.num_steps, self.steps_before = state["num_steps"].copy(), state["steps_before"].copy()
         self.previous_action = state["previous_action"].copy()
         self.position = state["position"].copy()
         self.feet = state["feet"].copy()

@@ -31,7 +31,6 @@ class MotorWorld(VecEnv):
         self._sums = np.zeros((len(self._term_names) + 1, self.num_envs))  # return, then each term
         self._start_x = np.zeros(self.num_envs)  # m
         self._sums_before = np.zeros_like(self._sums)  # where the present skill began
-        self._steps_before = np.zeros(self.num_envs, np.int64)
         self.num_episodes = self.num_diverged = 0  # ended since a learner last asked
         self.total_diverged = 0
 
@@ -42,7 +41,6 @@ class MotorWorld(VecEnv):
             self._reset_seeds()
         obs = self.batch.reset(np.arange(self.num_envs))
         self._sums[:] = self._sums_before[:] = 0
-        self._steps_before[:] = 0
         self._start_x = self.batch.position[:, 0].copy()
         return obs
 
@@ -59,7 +57,7 @@ class MotorWorld(VecEnv):
         infos: list[dict[str, Any]] = [_NO_INFO] * self.num_envs
         for i, switch in result.switches.items():
             infos[i] = {"switch": switch}
-            self._sums_before[:, i], self._steps_before[i] = self._sums[:, i], self.batch.num_steps[i]
+            self._sums_before[:, i] = self._sums[:, i]
         ids = np.flatnonzero(done)
         if len(ids):
             self.num_episodes += len(ids)
@@ -70,7 +68,6 @@ class MotorWorld(VecEnv):
                 self.batch.ended(int(self.batch.skill[i]), bool(success[i]))
             result.obs[ids] = self.batch.reset(ids)
             self._sums[:, ids] = self._sums_before[:, ids] = 0
-            self._steps_before[ids] = 0
             self._start_x[ids] = self.batch.position[ids, 0]
         return result.obs, result.reward.astype(np.float32), done, infos
 
@@ -82,7 +79,7 @@ class MotorWorld(VecEnv):
         if task.success is not None and self.batch.measures is not None:
             episode["success"], episode["measures"] = success, self.batch.measures.describe(i)
         episode["mean_speed"] = float(distance / (length * self.batch.physics.dt))
-        episode["skill_steps"] = length - int(self._steps_before[i])
+        episode["skill_steps"] = length - int(self.batch.steps_before[i])
         for row, term in enumerate(self.batch.terms, start=1):
             if term in task.rewards:
                 episode[f"reward/{term.__name__}"] = float(self._sums[row, i] - self._sums_before[row, i])
@@ -115,7 +112,6 @@ class MotorWorld(VecEnv):
             "sums": self._sums,
             "start_x": self._start_x,
             "sums_before": self._sums_before,
-            "steps_before": self._steps_before,
         }
         return self.batch.get_state() | {name: array.copy() for name, array in ours.items()}
 
@@ -123,7 +119,7 @@ class MotorWorld(VecEnv):
         """Goes on exactly where `get_state` was taken."""
         self.batch.set_state(state)
         self._sums, self._start_x = state["sums"].copy(), state["start_x"].copy()
-        self._sums_before, self._steps_before = state["sums_before"].copy(), state["steps_before"].copy()
+        self._sums_before = state["sums_before"].copy()
 
     def close(self) -> None:
         """The batch's threads end with it."""

@@ -9,6 +9,12 @@ import torch
 from numpy.typing import NDArray
 from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from sb3_contrib.common.recurrent.type_aliases import RecurrentRolloutBufferSamples, RNNStates
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from flexrl.lstm import run_lstm
+from flexrl.ppo import one_thread
 
 
 class RecurrentPPO(sb3_contrib.RecurrentPPO):
@@ -37,6 +43,23 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
             n_envs=self.n_envs,
             chunk_length=self.chunk_length,
         )
+        self.policy._process_sequence = _process_sequence
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
+        """Fills the buffer with `n_rollout_steps` steps of every env; False if the callback ended it before."""
+        with one_thread():
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+
+def _process_sequence(
+    features: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor, lstm: nn.LSTM
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What sb3-contrib's policies have by this name: `features` (num_sequences * length, size), `episode_starts` likewise."""
+    num_sequences = lstm_states[0].shape[1]
+    inputs = features.reshape(num_sequences, -1, lstm.input_size).transpose(0, 1)
+    starts = episode_starts.reshape(num_sequences, -1).transpose(0, 1)
+    outputs, lstm_states = run_lstm(lstm, inputs, starts, lstm_states)
+    return outputs.transpose(0, 1).flatten(0, 1), lstm_states
 
 
 class ChunkedRolloutBuffer(RecurrentRolloutBuffer):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flexrl.body_state import MOVING, State, columns
+from flexrl.body_state import State, columns
 from flexrl.physics import Array
 
 FOOT_CLEARANCE = 0.12  # m: how high the swinging foot is asked to be lifted at mid-swing
@@ -66,10 +66,13 @@ def progress(state: State) -> Array:
 
 
 def headway(state: State) -> Array:
-    """Speed from the heading as a share of the asked one, whichever way that is, from -1 to 1; 0 where none is asked for."""
+    """Speed from the heading, the asked way, up to the asked one, as a share of it or of 0.5 m/s if that is more.
+
+    A slope to climb from standing still, which the exponentials are not; 0 where no speed is asked for.
+    """
     asked = state.command[:, 0]
-    share = state.body_velocity[:, 0] / np.where(np.abs(asked) < MOVING, 1.0, asked)
-    return np.where(np.abs(asked) < MOVING, 0.0, np.clip(share, -1.0, 1.0))
+    speed = np.clip(state.body_velocity[:, 0] * np.sign(asked), -np.abs(asked), np.abs(asked))
+    return speed / np.maximum(np.abs(asked), 0.5)
 
 
 def straight(state: State) -> Array:

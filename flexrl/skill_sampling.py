@@ -16,9 +16,9 @@ EASIEST = 0.1  # failure rate that even a skill which always succeeds is counted
 class SkillSampler:
     """Draws the skill of each new episode.
 
-    `balanced` takes the skill that has had the fewest steps, so that long episodes do not crowd out short ones, and at the
-    start goes round all skills; `weighted` draws by the weights; `hardest` draws by weight times the share of late episodes
-    that failed.
+    `balanced` takes the skill that has had the fewest steps for its weight, so that long episodes do not crowd out short
+    ones, and at the start goes round all skills; `weighted` draws by the weights; `hardest` draws by weight times the share
+    of late episodes that failed.
     """
 
     def __init__(self, sampling: Sampling, weights: Mapping[str, float]) -> None:
@@ -35,11 +35,17 @@ class SkillSampler:
         if len(self.weights) == 1:
             return 0
         if self.sampling == "balanced":
-            skill = int(np.argmin(self.num_steps))
+            skill = int(np.argmin(self.num_steps / np.maximum(self.weights, 1e-9)))
             self.num_steps[skill] += 1
             return skill
         shares = self.weights * (1.0 if self.sampling == "weighted" else 1.0 - self.success + EASIEST)
         return int(rng.choice(len(shares), p=shares / shares.sum()))
+
+    def draw_next(self, rng: np.random.Generator, skill: int, share: NDArray[np.floating]) -> int:
+        """The skill that an episode goes on with after `skill`: another one, by the weights times `share` (num_skills,)."""
+        shares = self.weights * share
+        shares[skill] = 0.0
+        return skill if shares.sum() == 0 else int(rng.choice(len(shares), p=shares / shares.sum()))
 
     def stepped(self, skills: NDArray[np.intp]) -> None:
         """Counts one step of simulations at `skills` (num_envs,)."""

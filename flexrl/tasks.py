@@ -131,6 +131,7 @@ def gets_up(measures: Measures, fell: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 # Tracking of a command, from the heading: what all skills on two feet share.
 LOCOMOTION: dict[r.Term, float] = {
+    r.headway: 3.0,
     r.track_speed: 2.0,
     r.track_sideways: 0.75,
     r.track_yaw_rate: 2.0,
@@ -147,6 +148,12 @@ LOCOMOTION: dict[r.Term, float] = {
     r.squared_control: -0.1,
     r.wobble: -0.02,
     r.posture: -0.1,
+}
+
+# Without a clock: a body on two points corrects its place by small steps of its own.
+STANDING: dict[r.Term, float] = {
+    **{term: weight for term, weight in LOCOMOTION.items() if term not in (r.headway, r.gait, r.stride)},
+    r.on_place: 3.0,
 }
 
 # The half-cheetah's, on its feet at a speed.
@@ -209,6 +216,7 @@ TASKS = [
         body="humanoid",
         words=("run forward", "run straight ahead"),
         command=Command(speed=(2.5, 2.5)),
+        easiest=Command(speed=(1.5, 1.5)),
         gait_frequency=1.5,
         posture=HANGING_ARMS,
         rewards=LOCOMOTION,
@@ -277,9 +285,8 @@ TASKS = [
         name="stand_still",
         body="humanoid",
         words=("stand still", "stop and stay where you are"),
-        gait_frequency=1.25,
         posture=HANGING_ARMS,
-        rewards=LOCOMOTION,
+        rewards=STANDING,
         reset=Noise(0.01),
         fallen=r.unhealthy,
         success=stands_still,
