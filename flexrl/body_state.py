@@ -40,6 +40,7 @@ class State:
     gait_frequency: Array  # (num_envs,) Hz, see Task
     posture: Array  # rad: the angles asked of Physics.posture_ids, (num_envs, num_joints)
     asked_heading: Array  # (num_envs, 2): cos and sin of the yaw angle that the command has come to, see Reference
+    phrase: NDArray[np.intp]  # (num_envs,) index of the words that the goal was given in, see goals.Wording
     asked_place: Array  # (num_envs, 2) m: from the body to where the command has come to, world frame
     ids: slice | NDArray[np.intp] = field(default_factory=lambda: ALL)
 

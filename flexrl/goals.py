@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from flexrl.observations import Block, Mirror, signs
+from flexrl.text_encoders import ENCODERS, NUM_FEATURES, in_a_mirror
 
 PLACE_SEEN = 0.5  # m
 
 
-def one_hot(skills: Sequence[str]) -> Block:
+@dataclass(frozen=True)
+class Wording:
+    """How the goals of a world are called."""
+
+    skills: Sequence[str]  # in the order of State.skill
+    phrases: Sequence[str]  # in the order of State.phrase
+    encoder: str = "hashed_ngrams"  # one of text_encoders.ENCODERS
+
+
+def one_hot(wording: Wording) -> Block:
     """1 for the present skill, 0 for the others; in a mirror left and right skills change places."""
-    twins = [name.replace("_left", "\0").replace("_right", "_left").replace("\0", "_right") for name in skills]
+    skills = list(wording.skills)
+    twins = [in_a_mirror(name) for name in skills]
     source = np.array([skills.index(twin) if twin in skills else i for i, twin in enumerate(twins)])
     rows = np.eye(len(skills))
     return Block("one_hot", lambda state: rows[state.skill], Mirror(source, np.ones(len(skills), np.float32)))
 
 
-def command(skills: Sequence[str]) -> Block:
+def command(wording: Wording) -> Block:
     """Asked forward and leftward speed (m/s) and yaw rate (rad/s)."""
     return Block("command", lambda state: state.command, signs(1, -1, -1))
 
 
-def place(skills: Sequence[str]) -> Block:
+def place(wording: Wording) -> Block:
     """Where the command, followed to the letter, would have brought the body: ahead and to the left, m, at most PLACE_SEEN."""
     return Block("place", lambda state: np.clip(state.place, -PLACE_SEEN, PLACE_SEEN), signs(1, -1))
 
 
-GOALS: dict[str, Callable[[Sequence[str]], Block]] = {"one_hot": one_hot, "command": command, "place": place}
+def embedding(wording: Wording) -> Block:
+    """The present phrase's vector and that of its mirror image ("turn left": "turn right"), which a mirror exchanges."""
+    encode = ENCODERS[wording.encoder]
+    rows = np.array([np.concatenate([encode(phrase), encode(in_a_mirror(phrase))]) for phrase in wording.phrases])
+    mirror = Mirror(np.roll(np.arange(2 * NUM_FEATURES), NUM_FEATURES), np.ones(2 * NUM_FEATURES, np.float32))
+    return Block("embedding", lambda state: rows[state.phrase], mirror)
+
+
+GOALS: dict[str, Callable[[Wording], Block]] = {
+    "one_hot": one_hot,
+    "command": command,
+    "place": place,
+    "embedding": embedding,
+}

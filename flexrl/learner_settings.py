@@ -163,7 +163,7 @@ LearnerSettings = choice("name", SETTINGS, default="ppo")
 
 def check_fit(settings: Any, world: Any) -> None:
     """ValueError with a sentence if these learner settings cannot work on a world of these settings."""
-    has_mirror = world.kind == "motor" and world.body == "humanoid" and world.observation == "proprio"
+    has_mirror = world.kind == "motor" and world.body == "humanoid" and world.observation != "v5"
     for name in ("learning_rate", "clip_range", "clip_range_vf"):
         value = getattr(settings, name, None)
         if value is not None and min([value.start, value.end] if isinstance(value, Schedule) else [value]) <= 0:
@@ -175,7 +175,7 @@ def check_fit(settings: Any, world: Any) -> None:
     if number < 1 or unit not in ("step", "episode") or (unit == "episode" and world.num_envs > 1):
         raise ValueError("learner.train_freq: expected a number from 1, or [1, episode] with one env")
     if settings.policy == "MirroredPolicy" and not has_mirror:
-        raise ValueError("learner.policy: MirroredPolicy needs the humanoid with observation proprio; write MlpPolicy")
+        raise ValueError("learner.policy: MirroredPolicy needs the humanoid, and not observation v5; write MlpPolicy")
     if settings.name in ("ppo", "recurrent_ppo") and settings.n_steps * world.num_envs < 2:
         raise ValueError("learner.n_steps: one step of one env is too little for PPO; write at least 2")
     if settings.name in ("ppo", "a2c", "recurrent_ppo") and settings.use_sde and settings.policy in ("auto", "MirroredPolicy"):

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from flexrl.body_state import State, columns
 from flexrl.curriculum import Curriculum
-from flexrl.goals import GOALS
+from flexrl.goals import GOALS, Wording
 from flexrl.measures import Measures
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.observations import Observation, make_observation
 from flexrl.physics import ALL, BODIES, Array, Physics
+from flexrl.randomise import Randomiser
 from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.reference import SETTLING, Reference
 from flexrl.rewards import Term, contact_cost, healthy, never, on_course, on_place
@@ -86,9 +87,13 @@ class MotorBatch:
             self._control = np.full(model.nu, SERVO_REACH), np.array([STANDING.get(name, 0.0) for name in names])
         limits = (low, high) if settings.action == "v5" else (-np.ones(model.nu), np.ones(model.nu))
         self.action_space = spaces.Box(limits[0].astype(np.float32), limits[1].astype(np.float32), dtype=np.float32)
-        goal = [GOALS[name](self.skills) for name in settings.goal]
+        phrases = [task.words for task in self.tasks]
+        self._words = "embedding" in settings.goal
+        self._first_phrase = np.cumsum([0, *(len(words) for words in phrases)])  # of each task, and the end
+        wording = Wording(self.skills, [phrase for words in phrases for phrase in words], settings.encoder)
+        goal = [GOALS[name](wording) for name in settings.goal]
         self.observation: Observation = make_observation(settings.observation, self.physics, goal)
-        self.has_mirror = self.physics.body.free and settings.observation == "proprio"
+        self.has_mirror = self.physics.body.free and settings.observation != "v5"
         limit = self.observation.limit
         self.observation_space = spaces.Box(-limit, limit, (self.observation.size,), self.observation.dtype)
         joints = self.physics.body.posture
@@ -106,6 +111,7 @@ class MotorBatch:
         # how often a body on its feet is asked for what bodies on the ground learn
         self._next_shares = np.where(self._loose, LOOSE_SHARE, 1.0)
         self._switches = settings.switch
+        self.randomiser = None if settings.randomise is None else Randomiser(self.physics, settings.randomise)
         self.seed(seed)
         self.skill = np.zeros(self.num_envs, np.intp)  # index of the task that each is at
         self.gait_frequency = np.zeros(self.num_envs)  # Hz, of that task; likewise the next two
@@ -113,6 +119,7 @@ class MotorBatch:
         self.max_steps = np.zeros(self.num_envs, np.int64)
         self._draws_again = any(task.command.every is not None for task in self.tasks)
         self.command = np.zeros((self.num_envs, 3))  # see Command
+        self.phrase = np.zeros(self.num_envs, np.intp)
         self.command_ends = np.full(self.num_envs, np.inf)  # s since the episode began: when another command is drawn
         self.skill_ends = np.full(self.num_envs, np.inf)  # s likewise: when another skill is
         self._asked_heading, self._asked_place = np.tile([1.0, 0.0], (self.num_envs, 1)), np.zeros((self.num_envs, 2))
@@ -127,6 +134,8 @@ class MotorBatch:
         self.rngs = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed + i))) for i in range(self.num_envs)]
         self.physics.seed = seed
         self.sampler.begin()
+        if self.randomiser is not None:
+            self.randomiser.begin(seed)
 
     def reset(self, ids: NDArray[np.intp]) -> NDArray[np.floating]:
         """Start episodes in simulations `ids` (n,); returns their first observations, (n, obs_dim)."""
@@ -136,6 +145,8 @@ class MotorBatch:
             self.skill[i] = self.sampler.draw(rng)
             starts.append(self.tasks[self.skill[i]].reset.sample(self.physics, rng))
             self._draw_command(i, 0.0)
+            if self.randomiser is not None:
+                self.randomiser.begin_episode(i, rng)
             if self._switches is not None:
                 self.skill_ends[i] = rng.uniform(*self._switches)
         self._follow_skills(ids)
@@ -163,6 +174,8 @@ class MotorBatch:
         level = 1.0 if self.curriculum is None else float(self.curriculum.levels[skill])
         self.command[i] = task.command.at_level(level, task.easiest).sample(self.rngs[i])
         self.command_ends[i] = now + task.command.sample_length(self.rngs[i])
+        if self._words:
+            self.phrase[i] = self.rngs[i].integers(self._first_phrase[skill], self._first_phrase[skill + 1])
 
     def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
@@ -185,12 +198,15 @@ class MotorBatch:
             posture=self.posture[ids],
             asked_heading=self._asked_heading[ids],
             asked_place=self._asked_place[ids],
+            phrase=self.phrase[ids],
             ids=ids,
         )
 
     def step(self, action: NDArray[np.floating]) -> StepResult:
         """One control step of every simulation with `action` (num_envs, nu)."""
         self._lift()
+        if self.randomiser is not None:
+            self.randomiser.push(self.num_steps * self.physics.dt, self.rngs)
         diverged = self.physics.step(self._to_controls(action))
         self.num_steps += 1
         if len(self.tasks) > 1:
@@ -322,6 +338,7 @@ class MotorBatch:
             "feet": self.feet.copy(),
             "skill": self.skill.copy(),
             "command": self.command.copy(),
+            "phrase": self.phrase.copy(),
             "command_ends": self.command_ends.copy(),
             "skill_ends": self.skill_ends.copy(),
             "asked_heading": self._asked_heading.copy(),
@@ -338,7 +355,7 @@ class MotorBatch:
         self.previous_action = state["previous_action"].copy()
         self.position = state["position"].copy()
         self.feet = state["feet"].copy()
-        self.skill, self.command = state["skill"].copy(), state["command"].copy()
+        self.skill, self.command, self.phrase = (state[name].copy() for name in ("skill", "command", "phrase"))
         self.command_ends, self.skill_ends = state["command_ends"].copy(), state["skill_ends"].copy()
         self._asked_heading, self._asked_place = state["asked_heading"].copy(), state["asked_place"].copy()
         self._follow_skills(ALL)
@@ -347,7 +364,8 @@ class MotorBatch:
 
     def _parts(self) -> list[tuple[str, Any]]:
         """What has a state of its own, by name."""
-        parts = {"sampler": self.sampler, "measures": self.measures, "reference": self.reference, "curriculum": self.curriculum}
+        parts: dict[str, Any] = {"sampler": self.sampler, "measures": self.measures, "reference": self.reference}
+        parts |= {"curriculum": self.curriculum, "randomiser": self.randomiser}
         return [(name, part) for name, part in parts.items() if part is not None]
 
 

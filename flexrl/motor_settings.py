@@ -12,6 +12,7 @@ from flexrl.config import Settings
 from flexrl.curriculum import CurriculumSettings
 from flexrl.goals import GOALS
 from flexrl.physics import Mode
+from flexrl.randomise import RandomiseSettings
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import SKILLS, Range, Task, find_task
 
@@ -60,8 +61,10 @@ class MotorSettings(Settings):
     # balanced: one after the other; weighted: drawn by weight; hardest: by weight and failures
     sampling: Sampling = "balanced"
     # what of the goal the policy sees: any of one_hot (the skill), command (speeds and yaw rate), place (where the command
-    # would have brought it); none: it has to guess
-    goal: list[Literal["one_hot", "command", "place"]] = []
+    # would have brought it), embedding (its words); none: it has to guess
+    goal: list[Literal["one_hot", "command", "place", "embedding"]] = []
+    # who makes vectors of the goals' words for `embedding`; hashed_ngrams: from pieces of words, without weights
+    encoder: Literal["hashed_ngrams"] = "hashed_ngrams"
     # s between changes of the skill within an episode of a mixed world, [shortest, longest]; null: never
     switch: Range | None = None
     # tasks become harder as they succeed (commands, help in getting up); null: at full difficulty from the start
@@ -70,11 +73,14 @@ class MotorSettings(Settings):
     tasks: dict[TaskName, TaskOverrides] = {}
     # v5: Gymnasium's dynamics exactly; fast: implicitfast, 3 x 5 ms (the cheetah's are the same in both)
     physics: Mode = "fast"
-    # proprio: joints, height, gravity, velocities, previous action, gait clock; v5: Gymnasium's observation
-    observation: Literal["proprio", "v5"] = "proprio"
+    # proprio: joints, height, gravity, velocities, previous action, gait clock; positions: the same without velocities;
+    # v5: Gymnasium's observation
+    observation: Literal["proprio", "positions", "v5"] = "proprio"
     # torque: [-1, 1] scaled to the motors' control range; v5: the control range itself;
     # servo: joint angles round a standing posture, held by position servos of the motors' strength
     action: Literal["torque", "v5", "servo"] = "torque"
+    # bodies that differ from simulation to simulation, and pushes; null: none
+    randomise: RandomiseSettings | None = None
     # simulations stepped together
     num_envs: int = Field(128, ge=1, le=65536)
     # physics threads; null: one for each CPU core
@@ -83,6 +89,12 @@ class MotorSettings(Settings):
 
 def resolve_tasks(settings: MotorSettings) -> dict[str, tuple[Task, float]]:
     """The world's tasks with the YAML's overrides, and their weights; ValueError with a sentence if they do not fit."""
+    if settings.randomise is not None and "v5" in (settings.observation, settings.task):
+        raise ValueError("world.randomise: the v5 observation and task are Gymnasium's, bit for bit; write null")
+    if settings.switch is not None:
+        _range("world.switch", settings.switch)
+        if settings.task != "mixed":
+            raise ValueError("world.switch: only a mixed world has several skills; write task: mixed")
     if settings.task != "mixed":
         if settings.skills:
             raise ValueError("world.skills: only a mixed world has several; write task: mixed")
@@ -128,4 +140,4 @@ def _range(where: str, value: float | Range | None) -> Range | None:
 
 
 assert set(SkillName.__args__) == {name for names in SKILLS.values() for name in names}  # type: ignore[attr-defined]
-assert set(GOALS) == {"one_hot", "command", "place"}
+assert set(GOALS) == {"one_hot", "command", "place", "embedding"}

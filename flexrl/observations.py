@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from flexrl.body_state import State
 from flexrl.physics import Array, Physics
 
+VELOCITIES = {"velocity", "angular_velocity", "joint_velocities", "velocities"}  # blocks that `positions` hides
 PROPRIO_LIMIT = 1e4  # far above any speed that these bodies reach; the checkers of Gymnasium want finite bounds
 
 
@@ -87,7 +88,10 @@ def action_mirror(physics: Physics) -> Mirror:
 
 
 def make_observation(kind: str, physics: Physics, goal: Sequence[Block] = ()) -> Observation:
-    """`proprio` or `v5` of this body, followed by what it sees of its goal."""
+    """`proprio`, `positions` or `v5` of this body, followed by what it sees of its goal."""
+    if kind == "positions":
+        blocks = [block for block in make_observation("proprio", physics).blocks if block.name not in VELOCITIES]
+        return Observation([*blocks, *goal], np.float32, PROPRIO_LIMIT)
     if kind == "v5":
         blocks = humanoid_v5(physics) if physics.body.free else half_cheetah_v5(physics)
         return Observation([*blocks, *goal], np.float64, np.inf)

@@ -174,6 +174,15 @@ class Physics:
             self._kept[key, self.seed] = make()
         return self._kept[key, self.seed]
 
+    def expand(self, field: str) -> Array:
+        """A model field with a value of its own for each simulation, (num_envs, ...), to be written."""
+        values: Array = self._batch.expand(field)
+        return values
+
+    def set_constants(self) -> None:
+        """What follows from masses and inertias, after they were written."""
+        self._batch.set_const()
+
     def ground_position(self, ids: slice | NDArray[np.intp] = ALL) -> Array:
         """Where simulations `ids` (n,) are over the ground, (n, 2) m, as their Gymnasium env measures speed.
 

@@ -80,7 +80,9 @@ def evaluation_settings(
     """
     if isinstance(settings, GymnasiumSettings):
         return settings.model_copy(update={"num_envs": num_envs, "subprocesses": False})
-    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced", "switch": None, "curriculum": None}
+    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced", "switch": None, "curriculum": None} | {
+        "randomise": None
+    }
     if physics:
         update["physics"] = physics
     if task and task != settings.task:

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from flexrl.curriculum import Curriculum, CurriculumSettings, next_level
 from flexrl.motor_batch import MotorBatch
-from flexrl.motor_settings import MotorSettings
+from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.motor_world import MotorWorld
 from flexrl.physics import SERVO_ERROR
 from flexrl.reference import LEAD, SETTLING, Reference
 from flexrl.tasks import Command
+from flexrl.text_encoders import NUM_FEATURES, hashed_ngrams
 from flexrl.worlds import evaluation_settings
 
 DT = 0.015  # s
@@ -176,3 +177,97 @@ def test_servos_have_the_strength_of_the_motors(body: str) -> None:
     batch.reset(np.arange(1))
     batch.step(np.ones((1, servos.nu), np.float32))
     assert (np.abs(batch.physics.qfrc_actuator[0]).max() <= strongest.max() + 1e-9).all()
+
+
+def test_words_are_seen_as_vectors_and_mirrored_words_as_mirrored_vectors() -> None:
+    settings = MotorSettings(task="mixed", num_envs=32, num_threads=1, goal=["embedding"])
+    batch = MotorBatch(settings, seed=0)
+    obs = batch.reset(np.arange(32))
+    phrases = [phrase for task in batch.tasks for phrase in task.words]
+    for i in range(32):
+        assert phrases[batch.phrase[i]] in batch.tasks[batch.skill[i]].words
+        np.testing.assert_allclose(
+            obs[i, -2 * NUM_FEATURES : -NUM_FEATURES], hashed_ngrams(phrases[batch.phrase[i]]), atol=1e-6
+        )
+    assert len({batch.phrase[i] for i in range(32)}) > 8  # not always a task's first
+    left, right = (int(np.flatnonzero(batch.skill == batch.skills.index(name))[0]) for name in ("turn_left", "turn_right"))
+    batch.phrase[[left, right]] = [phrases.index("turn left"), phrases.index("turn right")]
+    obs = batch.observe(batch.previous_action)
+    mirrored = batch.observation.mirror()(obs)
+    np.testing.assert_array_equal(mirrored[left, -2 * NUM_FEATURES :], obs[right, -2 * NUM_FEATURES :])
+
+
+def test_phrases_that_share_words_lie_close_together() -> None:
+    near = hashed_ngrams("walk forward") @ hashed_ngrams("go straight forward")
+    far = hashed_ngrams("walk forward") @ hashed_ngrams("get up")
+    assert hashed_ngrams("Walk forward") @ hashed_ngrams("walk forward") == pytest.approx(1.0)
+    assert near > far + 0.2
+
+
+def test_positions_hide_velocities() -> None:
+    for body, task in (("humanoid", "walk_forward"), ("half_cheetah", "run_forward")):
+        batch = MotorBatch(MotorSettings(body=body, task=task, observation="positions", num_envs=1, num_threads=1))
+        batch.reset(np.arange(1))
+        batch.step(np.zeros((1, batch.physics.model.nu), np.float32))
+        still = batch.observe(batch.previous_action)
+        batch.physics.qvel[:] = 3.0
+        np.testing.assert_array_equal(batch.observe(batch.previous_action), still)
+
+
+RANDOM = {"friction": (0.5, 1.5), "mass": (0.8, 1.2), "strength": (0.7, 1.3), "push": 0.5, "push_every": (0.1, 0.2)}
+
+
+def test_each_simulation_has_a_body_of_its_own_that_its_seed_decides() -> None:
+    settings = MotorSettings(num_envs=4, num_threads=2, randomise=RANDOM)
+    plain = MotorBatch(settings.model_copy(update={"randomise": None}), seed=3)
+    batch, same, shifted = (MotorBatch(settings, seed=seed) for seed in (3, 3, 4))
+    model = plain.physics.model
+    for field, (low, high) in {"geom_friction": (0.5, 1.5), "body_mass": (0.8, 1.2)}.items():
+        values, original = batch.physics.expand(field), getattr(model, field)
+        factors = values[:, 1:] / original[1:]
+        assert factors.min() >= low
+        assert factors.max() <= high
+        assert factors.std() > 0.05
+        np.testing.assert_array_equal(values, same.physics.expand(field))
+        np.testing.assert_array_equal(values[1:], shifted.physics.expand(field)[:-1])
+    for each in (plain, batch):
+        each.reset(np.arange(4))
+    action = np.full((4, 17), 0.3, np.float32)
+    assert not np.array_equal(plain.step(action).obs, batch.step(action).obs)
+    assert evaluation_settings(settings, 2).randomise is None
+
+
+def test_pushes_come_when_they_are_due_and_go_on_exactly() -> None:
+    settings = MotorSettings(body="half_cheetah", task="stand_still", num_envs=8, num_threads=1, randomise=RANDOM)
+    world, other = MotorWorld(settings, seed=0), MotorWorld(settings, seed=0)
+    world.reset()
+    other.reset()
+    action = np.zeros((8, 6), np.float32)
+    before = world.batch.randomiser.push_at.copy()
+    assert ((before >= 0.1) & (before <= 0.2)).all()
+    for _ in range(5):  # 0.25 s
+        world.step(action)
+    assert (world.batch.randomiser.push_at > before).all()
+    other.set_state(world.get_state())
+    for _ in range(10):
+        np.testing.assert_array_equal(world.step(action)[0], other.step(action)[0])
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="found \\[2, 1\\]"):
+        MotorSettings(randomise={"mass": (2, 1)})
+    with pytest.raises(ValueError, match="bit for bit"):
+        resolve_tasks(MotorSettings(task="v5", randomise={"mass": (0.9, 1.1)}))
+    with pytest.raises(ValueError, match="write task: mixed"):
+        resolve_tasks(MotorSettings(switch=(3, 8)))
+    with pytest.raises(ValueError, match=r"switch: expected \[lowest, highest\]"):
+        resolve_tasks(MotorSettings(task="mixed", switch=(8, 3)))
+
+
+def test_the_half_cheetah_gets_up_from_its_back() -> None:
+    batch = MotorBatch(MotorSettings(body="half_cheetah", task="recover", num_envs=16, num_threads=1), seed=0)
+    batch.reset(np.arange(16))
+    state = batch._state(batch.previous_action, batch.position, batch.feet)
+    assert (state.up[:, 2] < 0).mean() > 0.9
+    np.testing.assert_array_equal(state.heading, np.tile([1.0, 0.0], (16, 1)))
+    assert (state.height < 0.6).all()

@@ -34,6 +34,7 @@ def state_at(qpos: dict[int, float] | None = None, **changes: object) -> State:
         "posture": np.zeros((1, len(physics.posture_ids))),
         "asked_heading": np.array([[1.0, 0.0]]),
         "asked_place": np.zeros((1, 2)),
+        "phrase": np.zeros(1, int),
     }
     return State(**(values | changes))  # type: ignore[arg-type]
 
