@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +34,7 @@ from flexrl.policies import (
     open_snapshot,
 )
 from flexrl.tasks import TASKS
+from flexrl.tour import go_through_skills
 from flexrl.worlds import evaluation_settings, make_world, only_skill
 
 MAX_EPISODES = 10_000
@@ -57,7 +59,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--video",
         type=Path,
-        help="record the first episode to this .mp4 or .gif, or a second of it as a row of frames to this .png",
+        help="record the first episode to this .mp4 or .gif, or a second of it as a row of frames to this .png; of a policy "
+        "that has several skills, all of them one after the other",
     )
     parser.add_argument("--viewer", choices=("web", "window"), help="watch the first episode live")
     parser.add_argument("--port", type=int, default=0, help="the web viewer's port (default: the first free one)")
@@ -92,14 +95,14 @@ def main() -> None:
         trail = None
         if arguments.video:
             check_trail(arguments.video)
-            trail = Trail(world)
+            trail = None if has_several(world) else Trail(world)
         episodes = run_episodes(policy, world, arguments.seed, trail)
         if arguments.json:
             print(json.dumps({"episodes": [episode.to_json() for episode in episodes], "summary": summarise(episodes)}))
         else:
             print_table(episodes)
-        if trail is not None:
-            record(trail, episodes[0], arguments.video)
+        if arguments.video:
+            record(trail, policy, world, episodes[0], arguments)
 
 
 def check_task(settings: Any) -> Any:
@@ -141,10 +144,19 @@ def export(snapshot: Snapshot | None, path: Path) -> None:
         print(f"wrote {file}")
 
 
-def record(trail: Trail, episode: Episode, path: Path) -> None:
-    """The first episode as a video."""
+def has_several(world: Any) -> bool:
+    """Whether it is a mixed world in which more than one skill is played."""
+    return isinstance(world, MotorWorld) and bool(np.count_nonzero(world.batch.sampler.weights) > 1)
+
+
+def record(trail: Trail | None, policy: Policy, world: Any, episode: Episode, arguments: argparse.Namespace) -> None:
+    """The first episode as a video; without a trail, a tour of all skills."""
+    path = arguments.video
     try:
-        trail.write(path, episode.length)
+        if trail is None:
+            go_through_skills(policy, world.batch.settings, arguments.seed).write(path)
+        else:
+            trail.write(path, episode.length)
     except render.RenderError as error:
         raise UserError(f"--video {path}: {error}") from None
     print(f"wrote {path}", file=sys.stderr)

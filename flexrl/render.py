@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -311,7 +311,7 @@ def check_sheet(path: Path) -> None:
 def contact_sheet(
     path: Path,
     model: mujoco.MjModel,
-    states: Iterable[Array],
+    states: Iterable[Array] | Mapping[str, Iterable[Array]],
     dt: float,
     *,
     columns: int = 8,
@@ -319,20 +319,32 @@ def contact_sheet(
 ) -> None:
     """Write a PNG of `columns` frames side by side, evenly from the first of `states` to the last, with their times.
 
-    states: qpos (nq,) every `dt` seconds; all are held. size: (width, height) of one frame in pixels. Fewer states than
-    columns give as many frames as there are states. The file appears whole or not at all.
+    states: qpos (nq,) every `dt` seconds; all are held. Several of them by name make a row each, the name in its first
+    frame. size: (width, height) of one frame in pixels. Fewer states than columns give as many frames as there are states.
+    The file appears whole or not at all.
 
     Raises UserError as `check_sheet` does; RenderError without OpenGL; ValueError if there are no states.
     """
     path = Path(path)
     check_sheet(path)
-    rows = [np.array(qpos) for qpos in states]  # copies: a state may be a live view of a simulation
-    if not rows or columns < 1:
-        raise ValueError(f"{path}: {len(rows)} states in {columns} columns leave nothing to show")
-    picked = np.unique(np.linspace(0, len(rows) - 1, columns).round().astype(int))
-    with _whole_file(path) as unfinished, Stage(model, size) as stage:
-        sheet = [stage.frame(rows[number], caption=f"{number * dt:.2f} s") for number in picked]
-        imageio.imwrite(unfinished, np.concatenate(sheet, axis=1))
+    named = states if isinstance(states, Mapping) else {"": states}
+    # copies: a state may be a live view of a simulation
+    rows = {name: [np.array(qpos) for qpos in row] for name, row in named.items()}
+    shortest = min((len(row) for row in rows.values()), default=0)
+    if shortest == 0 or columns < 1:
+        raise ValueError(f"{path}: {shortest} states in {columns} columns leave nothing to show")
+    with _whole_file(path) as unfinished:
+        sheet = [_strip(model, name, row, dt, min(columns, shortest), size) for name, row in rows.items()]
+        imageio.imwrite(unfinished, np.concatenate(sheet))
+
+
+def _strip(model: mujoco.MjModel, name: str, states: list[Array], dt: float, columns: int, size: tuple[int, int]) -> Frame:
+    """`columns` frames side by side."""
+    picked = np.unique(np.linspace(0, len(states) - 1, columns).round().astype(int))
+    with Stage(model, size) as stage:
+        captions = [name if name and k == 0 else f"{number * dt:.2f} s" for k, number in enumerate(picked)]
+        frames = [stage.frame(states[number], caption=caption) for number, caption in zip(picked, captions, strict=True)]
+    return np.concatenate(frames, axis=1)
 
 
 @contextmanager

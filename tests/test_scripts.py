@@ -358,7 +358,7 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("observations", "goals", "looks", "render", "viewer"), 1),
         **dict.fromkeys(("motor_settings", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),
         **dict.fromkeys(("replay", "networks", "ppo", "lstm", "recurrent_ppo", "learner_settings", "learners"), 3),
-        **dict.fromkeys(("policies", "warm_start", "evaluation", "lineage", "ledger", "plots"), 4),
+        **dict.fromkeys(("policies", "tour", "warm_start", "evaluation", "lineage", "ledger", "plots"), 4),
     }
     files = {path.stem: path for path in (ROOT / "flexrl").glob("*.py") if path.stem != "__init__"}
     assert set(files) == set(floors)

@@ -1,0 +1,67 @@
+"""A policy for many skills, going through them one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from flexrl import render
+from flexrl.motor_settings import MotorSettings
+from flexrl.motor_world import MotorWorld
+from flexrl.physics import Array
+from flexrl.policies import Policy
+from flexrl.randomness import forked_randomness
+from flexrl.worlds import only_skill
+
+SECONDS = 4.0  # of each skill
+SHOWN = 1.2  # s of each skill on a contact sheet: its end
+
+
+@dataclass
+class Tour:
+    """Postures (nq,), one a control step, by the words of the skill that was asked for."""
+
+    world: MotorWorld
+    parts: dict[str, list[Array]] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """A video with the words in its corner, or a row of frames a skill if `path` is a .png; RenderError, UserError."""
+        physics = self.world.batch.physics
+        if path.suffix.lower() == ".png":
+            last = {words: states[-round(SHOWN / physics.dt) :] for words, states in self.parts.items()}
+            render.contact_sheet(path, physics.model, last, physics.dt, columns=8, size=(160, 200))
+            return
+        states = [state for part in self.parts.values() for state in part]
+        words = [words for words, part in self.parts.items() for _ in part]
+        render.write_video(path, physics.model, states, physics.dt, caption=lambda number: words[number])
+
+
+def go_through_skills(policy: Policy, settings: MotorSettings, seed: int) -> Tour:
+    """One episode of a mixed world, SECONDS a skill; getting up comes last, from the ground."""
+    settings = settings.model_copy(update={"num_envs": 1})
+    skills = MotorWorld(settings).batch.skills
+    tour = Tour(MotorWorld(settings))
+    with forked_randomness(seed):
+        for group in ([name for name in skills if name != "recover"], [name for name in skills if name == "recover"]):
+            if group:
+                _go_through(policy, MotorWorld(only_skill(settings, group[0]), seed), group, tour)
+    return tour
+
+
+def _go_through(policy: Policy, world: MotorWorld, skills: list[str], tour: Tour) -> None:
+    batch = world.batch
+    obs = world.reset()
+    policy.reset(np.ones(1, bool))
+    for name in skills:
+        if name != skills[0]:
+            batch.begin_skill(0, batch.skills.index(name))
+            obs = batch.observe(batch.previous_action)
+        batch.max_steps[:] = np.iinfo(np.int64).max  # the episode goes on until all were shown
+        words = batch.tasks[batch.skill[0]].words[0]
+        tour.parts[words] = [batch.physics.qpos[0].copy()]
+        for _ in range(round(SECONDS / batch.physics.dt)):
+            obs, _, done, _ = world.step(policy.act(obs))
+            policy.reset(done)
+            tour.parts[words].append(batch.physics.qpos[0].copy())
