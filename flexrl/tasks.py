@@ -297,7 +297,6 @@ TASKS = [
         body="humanoid",
         words=("follow the command", "go as fast and turn as quickly as you are told"),
         command=Command(speed=(-0.5, 1.5), sideways=(-0.3, 0.3), yaw_rate=(-1.0, 1.0), still=0.15, every=(3.0, 8.0)),
-        easiest=Command(speed=(0.0, 1.0)),
         gait_frequency=1.25,
         posture=HANGING_ARMS,
         rewards=LOCOMOTION,
