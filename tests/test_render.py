@@ -210,5 +210,7 @@ def test_a_contact_sheet_holds_frames_of_the_whole_time_side_by_side(tmp_path):
     first, middle, last = np.split(sheet.astype(int), 3, axis=1)
     assert np.abs(first - middle).mean() > 1.0
     assert np.abs(middle - last).mean() > 1.0
+    render.contact_sheet(path, humanoid(), {"walk": states(), "again": walk(21)}, DT, columns=3, size=SIZE)
+    assert imageio.imread(path).shape == (2 * 48, 3 * 64, 3)
     with pytest.raises(UserError, match=r"ends in \.png"):
         render.contact_sheet(Path("sheet.jpg"), humanoid(), walk(3), DT)

@@ -12,9 +12,11 @@ from flexrl.motor_batch import MotorBatch
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.motor_world import MotorWorld
 from flexrl.physics import SERVO_ERROR
+from flexrl.policies import ZeroPolicy
 from flexrl.reference import LEAD, SETTLING, Reference
 from flexrl.tasks import Command
 from flexrl.text_encoders import NUM_FEATURES, hashed_ngrams
+from flexrl.tour import SECONDS, go_through_skills
 from flexrl.worlds import evaluation_settings
 
 DT = 0.015  # s
@@ -271,3 +273,13 @@ def test_the_half_cheetah_gets_up_from_its_back() -> None:
     assert (state.up[:, 2] < 0).mean() > 0.9
     np.testing.assert_array_equal(state.heading, np.tile([1.0, 0.0], (16, 1)))
     assert (state.height < 0.6).all()
+
+
+def test_a_tour_shows_every_skill_and_gets_up_last() -> None:
+    settings = MotorSettings(task="mixed", skills={"recover": 1.0, "stand_still": 1.0, "turn_left": 1.0}, goal=GOAL)
+    tour = go_through_skills(ZeroPolicy(MotorWorld(settings.model_copy(update={"num_envs": 1})).action_space), settings, seed=0)
+    assert list(tour.parts) == ["stand still", "turn left", "get up"]
+    steps = round(SECONDS / tour.world.batch.physics.dt) + 1
+    assert [len(states) for states in tour.parts.values()] == [steps] * 3
+    assert tour.parts["stand still"][0][2] > 1.3  # m: the torso of one that stands
+    assert tour.parts["get up"][0][2] < 0.8
