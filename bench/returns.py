@@ -1,6 +1,6 @@
 """The v5 return of finished runs: best/ of each, on seeds that no evaluation has used, in v5 physics, by the v5 reward.
 
-python train.py --name humanoid_run_0 --config examples/humanoid_run_forward.yaml --set seed=0   # and 1, and 2
+python train.py --name humanoid_run_0 --config examples/humanoid_sprint.yaml --set seed=0   # and 1, and 2
 python bench/returns.py workspace/humanoid_run_0 workspace/humanoid_run_1 workspace/humanoid_run_2 --bar 6757
 """
 

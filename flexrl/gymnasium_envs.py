@@ -21,7 +21,7 @@ class MotorEnv(gymnasium.Env):
     """One simulation of a `MotorBatch`: the code that trains is the code that is stepped here.
 
     Keyword arguments are those of `MotorSettings` (task, physics, observation, action, tasks). `info` carries each reward
-    term as `reward/<term>`, and whether the physics `diverged`.
+    term as `reward/<term>`, the present `skill`, a `switch` to it (motor_batch.Switch), and whether the physics `diverged`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 67}  # the humanoid's control step is 15 ms
@@ -55,7 +55,11 @@ class MotorEnv(gymnasium.Env):
         info: dict[str, Any] = {f"reward/{name}": float(value) for name, value in terms}
         info["skill"] = self.batch.tasks[self.batch.skill[0]].name
         info["diverged"] = bool(result.diverged[0])
+        if 0 in result.switches:
+            info["switch"] = result.switches[0]
         ended = bool(result.terminated[0]), bool(result.truncated[0])
+        if any(ended):
+            self.batch.ended(int(self.batch.skill[0]), bool(self.batch.success(result.terminated)[0]))
         return result.obs[0], float(result.reward[0]), ended[0], ended[1], info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
