@@ -2,7 +2,8 @@
 
     python bench/init_from.py
 
-Both train `examples/humanoid_follow.yaml`, one after the other, until an evaluation (every 250,000 steps, 40 episodes, v5 physics) shows the success asked for; then they are stopped.
+Both train `examples/humanoid_follow.yaml`, one after the other, until an evaluation (every 250,000 steps, v5 physics) shows
+the success asked for; then they are stopped.
 """
 
 from __future__ import annotations
