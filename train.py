@@ -53,7 +53,7 @@ class TrainSettings(Settings):
 
     may_change: ClassVar[tuple[str, ...]] = (
         *("num_steps", "evaluation", "learner.learning_rate", "world.num_threads", "torch_threads", "device"),
-        *("log_every", "save_every", "snapshot_every", "video"),
+        *("log_every", "save_every", "snapshot_every", "video", "world.curriculum"),
     )
 
     # env steps in all, over all simulations
