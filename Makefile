@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 RUN     = $(VENV)/bin/python
-MODEL  ?= examples/pretrained/humanoid_walk
+MODEL  ?= examples/pretrained/humanoid_skills
 IMAGE  ?= flex-rl
 
 .DEFAULT_GOAL := help
@@ -19,8 +19,8 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 train: $(VENV)/.installed  ## train the humanoid to walk (workspace/humanoid_walk_forward; ARGS=--resume to go on)
 	$(RUN) train.py --name humanoid_walk_forward --config examples/humanoid_walk_forward.yaml $(ARGS)
 
-play: $(VENV)/.installed  ## watch the shipped walk: a table, and walk.mp4 (MODEL=workspace/NAME/best for yours)
-	$(RUN) play.py --model $(MODEL) --episodes 3 --video walk.mp4
+play: $(VENV)/.installed  ## watch the shipped skills: a table, and play.mp4 (MODEL=workspace/NAME/best for yours)
+	$(RUN) play.py --model $(MODEL) --episodes 8 --video play.mp4
 
 test: $(VENV)/.installed  ## run the tests
 	$(RUN) -m pytest
