@@ -84,15 +84,17 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--episodes", type=int, default=100, help="of each skill")
-    parser.add_argument("--repeats", type=int, default=10, help="of each pair of skills")
+    parser.add_argument("--episodes", type=int, default=100, help="of each skill; 0: skip")
+    parser.add_argument("--repeats", type=int, default=10, help="of each pair of skills; 0: skip")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     snapshot = open_snapshot(args.model)
-    world_settings = evaluation_settings(snapshot.settings.world, args.episodes, "v5")
+    world_settings = evaluation_settings(snapshot.settings.world, max(1, args.episodes), "v5")
     policy = load_policy(snapshot)
-    success_by_skill(policy, world_settings, args.seed)
-    switches(policy, world_settings, args.seed, args.repeats)
+    if args.episodes:
+        success_by_skill(policy, world_settings, args.seed)
+    if args.repeats:
+        switches(policy, world_settings, args.seed, args.repeats)
 
 
 if __name__ == "__main__":

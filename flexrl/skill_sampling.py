@@ -35,7 +35,7 @@ class SkillSampler:
         if len(self.weights) == 1:
             return 0
         if self.sampling == "balanced":
-            skill = int(np.argmin(self.num_steps / np.maximum(self.weights, 1e-9)))
+            skill = int(np.argmin(np.where(self.weights > 0, self.num_steps / np.maximum(self.weights, 1e-9), np.inf)))
             self.num_steps[skill] += 1
             return skill
         shares = self.weights * (1.0 if self.sampling == "weighted" else 1.0 - self.success + EASIEST)

@@ -16,7 +16,7 @@ from flexrl.randomness import forked_randomness
 from flexrl.worlds import only_skill
 
 SECONDS = 4.0  # of each skill
-SHOWN = 1.2  # s of each skill on a contact sheet: its end
+SHOWN = 1.2  # s of each skill on a contact sheet
 
 
 @dataclass
@@ -30,8 +30,12 @@ class Tour:
         """A video with the words in its corner, or a row of frames a skill if `path` is a .png; RenderError, UserError."""
         physics = self.world.batch.physics
         if path.suffix.lower() == ".png":
-            last = {words: states[-round(SHOWN / physics.dt) :] for words, states in self.parts.items()}
-            render.contact_sheet(path, physics.model, last, physics.dt, columns=8, size=(160, 200))
+            steps, low = round(SHOWN / physics.dt), physics.body.upright_height
+            # of one that gets up its rise, of the others their end
+            shown = {
+                words: states[: 2 * steps] if states[0][2] < low else states[-steps:] for words, states in self.parts.items()
+            }
+            render.contact_sheet(path, physics.model, shown, physics.dt, columns=8, size=(160, 200))
             return
         states = [state for part in self.parts.values() for state in part]
         words = [words for words, part in self.parts.items() for _ in part]

@@ -85,6 +85,7 @@ def evaluation_settings(
     }
     if physics:
         update["physics"] = physics
+    update["skills"] = {name: float(weight > 0) for name, weight in settings.skills.items()}
     if task and task != settings.task:
         update |= {"task": task, "skills": {}}
     return settings.model_copy(update=update)

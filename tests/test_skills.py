@@ -283,3 +283,10 @@ def test_a_tour_shows_every_skill_and_gets_up_last() -> None:
     assert [len(states) for states in tour.parts.values()] == [steps] * 3
     assert tour.parts["stand still"][0][2] > 1.3  # m: the torso of one that stands
     assert tour.parts["get up"][0][2] < 0.8
+
+
+def test_evaluations_spread_evenly_whatever_the_weights() -> None:
+    settings = MotorSettings(task="mixed", skills={"stand_still": 1.0, "recover": 5.0, "turn_left": 0.0, "follow": 0.5})
+    batch = MotorBatch(evaluation_settings(settings, 6), seed=0)
+    batch.reset(np.arange(6))
+    assert [batch.skills[i] for i in batch.skill] == ["stand_still", "recover", "follow"] * 2
