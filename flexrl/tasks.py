@@ -167,6 +167,27 @@ RUNNING: dict[r.Term, float] = {
     r.squared_control: -0.05,
 }
 
+# What the humanoid's skills on two feet have in common, and the half-cheetah's.
+ON_TWO_FEET = Task(
+    name="",
+    body="humanoid",
+    words=(),
+    rewards=LOCOMOTION,
+    gait_frequency=1.25,
+    posture=HANGING_ARMS,
+    reset=Noise(0.01),
+    fallen=r.unhealthy,
+)
+ON_ITS_FEET = Task(
+    name="",
+    body="half_cheetah",
+    words=(),
+    rewards=RUNNING,
+    reset=Noise(0.1, normal_velocity=True),
+    fallen=r.never,
+    max_steps=300,  # 15 s
+)
+
 TASKS = [
     Task(
         name="v5",
@@ -185,14 +206,12 @@ TASKS = [
         reset=Noise(0.1, normal_velocity=True),
         fallen=r.never,
     ),
-    Task(
+    replace(
+        ON_TWO_FEET,
         name="walk_forward",
-        body="humanoid",
         words=("walk forward", "go straight ahead"),
         command=Command(speed=(1.5, 1.5)),
         success=walks_at_speed,
-        gait_frequency=1.25,
-        posture=HANGING_ARMS,
         rewards={
             r.progress: 3.0,
             r.forward_speed: 1.0,
@@ -208,20 +227,14 @@ TASKS = [
             r.wobble: -0.02,
             r.posture: -0.1,
         },
-        reset=Noise(0.01),
-        fallen=r.unhealthy,
     ),
-    Task(
+    replace(
+        ON_TWO_FEET,
         name="run_forward",
-        body="humanoid",
         words=("run forward", "run straight ahead"),
         command=Command(speed=(2.5, 2.5)),
         easiest=Command(speed=(1.5, 1.5)),
         gait_frequency=1.5,
-        posture=HANGING_ARMS,
-        rewards=LOCOMOTION,
-        reset=Noise(0.01),
-        fallen=r.unhealthy,
         success=runs,
     ),
     Task(
@@ -245,63 +258,41 @@ TASKS = [
         reset=Noise(0.01),
         fallen=r.unhealthy,
     ),
-    Task(
+    replace(
+        ON_TWO_FEET,
         name="walk_backward",
-        body="humanoid",
         words=("walk backward", "go straight back"),
         command=Command(speed=(-0.5, -0.5)),
-        gait_frequency=1.25,
-        posture=HANGING_ARMS,
-        rewards=LOCOMOTION,
-        reset=Noise(0.01),
-        fallen=r.unhealthy,
         success=walks_at_speed,
     ),
-    Task(
+    replace(
+        ON_TWO_FEET,
         name="turn_left",
-        body="humanoid",
         words=("turn left", "turn on the spot to the left"),
         command=Command(yaw_rate=(0.75, 0.75)),
-        gait_frequency=1.25,
-        posture=HANGING_ARMS,
-        rewards=LOCOMOTION,
-        reset=Noise(0.01),
-        fallen=r.unhealthy,
         success=turns_on_the_spot,
     ),
-    Task(
+    replace(
+        ON_TWO_FEET,
         name="turn_right",
-        body="humanoid",
         words=("turn right", "turn on the spot to the right"),
         command=Command(yaw_rate=(-0.75, -0.75)),
-        gait_frequency=1.25,
-        posture=HANGING_ARMS,
-        rewards=LOCOMOTION,
-        reset=Noise(0.01),
-        fallen=r.unhealthy,
         success=turns_on_the_spot,
     ),
-    Task(
+    replace(
+        ON_TWO_FEET,
         name="stand_still",
-        body="humanoid",
         words=("stand still", "stop and stay where you are"),
-        posture=HANGING_ARMS,
         rewards=STANDING,
-        reset=Noise(0.01),
-        fallen=r.unhealthy,
+        gait_frequency=0.0,
         success=stands_still,
         max_steps=667,  # 10 s
     ),
-    Task(
+    replace(
+        ON_TWO_FEET,
         name="follow",
-        body="humanoid",
         words=("follow the command", "go as fast and turn as quickly as you are told"),
         command=Command(speed=(-0.5, 1.5), sideways=(-0.3, 0.3), yaw_rate=(-1.0, 1.0), still=0.15, every=(3.0, 8.0)),
-        gait_frequency=1.25,
-        posture=HANGING_ARMS,
-        rewards=LOCOMOTION,
-        reset=Noise(0.01),
-        fallen=r.unhealthy,
         success=follows,
     ),
     Task(
@@ -323,37 +314,25 @@ TASKS = [
         success=gets_up,
         max_steps=400,  # 6 s
     ),
-    Task(
+    replace(
+        ON_ITS_FEET,
         name="run_forward",
-        body="half_cheetah",
         words=("run forward", "run ahead"),
         command=Command(speed=(4.0, 4.0)),
         success=runs,
-        rewards=RUNNING,
-        reset=Noise(0.1, normal_velocity=True),
-        fallen=r.never,
-        max_steps=300,  # 15 s
     ),
-    Task(
+    replace(
+        ON_ITS_FEET,
         name="run_backward",
-        body="half_cheetah",
         words=("run backward", "run back"),
         command=Command(speed=(-3.0, -3.0)),
         success=runs,
-        rewards=RUNNING,
-        reset=Noise(0.1, normal_velocity=True),
-        fallen=r.never,
-        max_steps=300,  # 15 s
     ),
-    Task(
+    replace(
+        ON_ITS_FEET,
         name="stand_still",
-        body="half_cheetah",
         words=("stand still", "stop and stay where you are"),
         success=stands_still,
-        rewards=RUNNING,
-        reset=Noise(0.1, normal_velocity=True),
-        fallen=r.never,
-        max_steps=300,  # 15 s
     ),
     Task(
         name="recover",
