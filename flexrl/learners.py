@@ -19,7 +19,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from flexrl.learner_settings import ACTIVATIONS, LEARNERS, Schedule, parameters_of
 from flexrl.networks import MirroredActorCriticPolicy
-from flexrl.ppo import PPO, one_thread
+from flexrl.on_policy import one_thread
+from flexrl.ppo import PPO
 from flexrl.randomness import random_state, set_random_state
 from flexrl.replay import MappedNStepReplayBuffer, MappedReplayBuffer, Replay
 from flexrl.worlds import mirrors_of

@@ -23,8 +23,8 @@ TASKS = {"v5": {"max_steps": 13}}  # episodes end within the rollout, and within
 
 def with_rollout(kind: type[sb3_contrib.RecurrentPPO], **changes: Any) -> Any:
     world = make_world(MotorSettings(body="half_cheetah", task="v5", num_envs=NUM_ENVS, num_threads=1, tasks=TASKS), seed=1)
-    policy_kwargs = {"net_arch": [16], "lstm_hidden_size": 8, "n_lstm_layers": 2}
-    model = kind("MlpLstmPolicy", world, n_steps=NUM_STEPS, seed=1, device="cpu", policy_kwargs=policy_kwargs, **changes)
+    settings = {"policy_kwargs": {"net_arch": [16], "lstm_hidden_size": 8, "n_lstm_layers": 2}} | changes
+    model = kind("MlpLstmPolicy", world, n_steps=NUM_STEPS, seed=1, device="cpu", **settings)
     model.set_logger(Logger(folder=None, output_formats=[]))
     _, callback = model._setup_learn(10_000, None)
     for _ in range(2):  # the second one begins with a memory
@@ -46,6 +46,27 @@ def test_one_step_of_learning_is_sb3_contribs(monkeypatch: pytest.MonkeyPatch) -
         assert ours.logger.name_to_value[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
     for (name, mine), other in zip(ours.policy.named_parameters(), theirs.policy.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("chunk_length", [8, NUM_STEPS])
+def test_a_rollout_is_sb3_contribs(chunk_length: int) -> None:
+    """Its critic is asked at every step, ours once; episodes cut off by time are worth what comes after them."""
+    ours, theirs = with_rollout(RecurrentPPO, chunk_length=chunk_length), with_rollout(sb3_contrib.RecurrentPPO)
+    for name in ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"):
+        mine, other = (getattr(each.rollout_buffer, name) for each in (ours, theirs))
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=2e-6, err_msg=name)
+    for mine, other in zip(ours._last_lstm_states, theirs._last_lstm_states, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_other_policies_take_sb3_contribs_way() -> None:
+    """A critic without a memory of its own: autograd's gradients, through the same chunks."""
+    kwargs = {"net_arch": [16], "lstm_hidden_size": 8, "enable_critic_lstm": False}
+    model = with_rollout(RecurrentPPO, chunk_length=8, batch_size=64, policy_kwargs=kwargs)
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    assert not model._is_plain()
+    model.train()
+    assert any(not torch.equal(was, now) for was, now in zip(before, model.policy.parameters(), strict=True))
 
 
 def test_chunks_hold_every_step_once_with_the_memory_they_began_with() -> None:

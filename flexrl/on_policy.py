@@ -1,0 +1,220 @@
+"""What PPO and recurrent PPO share where their policy's gradients are written out: how they roll out, how they update.
+
+On a CPU half of SB3's update is not arithmetic but autograd's and the allocator's work on small matrices. For a small
+network with a Gaussian the gradients are a page of formulas; they are written into buffers that are made once. The critic
+is asked once a rollout, not once a step. Samples, losses, minibatches, log and optimiser are SB3's, to rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from flexrl.mlp import IN_PLACE
+
+# Of a rollout, step and env whose episode time cut off, and its last observation (obs_dim,).
+Timeouts = list[tuple[int, int, np.ndarray]]
+
+
+class Player(Protocol):
+    """A policy for the length of one rollout."""
+
+    def act(self, step: int, obs: Tensor, starts: np.ndarray) -> Tensor:
+        """Mean actions (num_envs, action_dim) for `obs` (num_envs, obs_dim); `starts` (num_envs,): new episodes."""
+
+    def judge(self, obs: np.ndarray, starts: np.ndarray, timeouts: Timeouts) -> tuple[Tensor, Tensor]:
+        """Writes the rollout's values into its buffer.
+
+        Returns those of what comes after it, `obs` (num_envs, obs_dim), and those of the observations that time cut off.
+        """
+
+
+class Network(Protocol):
+    """A policy's actor and critic for one update."""
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Mean actions (n, action_dim) and values (n,) of a minibatch."""
+
+    def backward(self, to_mean: Tensor, to_values: Tensor) -> None:
+        """The parameters' `.grad` from the loss's gradients by mean actions (n, action_dim) and by values (n,)."""
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: physics has its own, and torch's would spin on their cores while a small network acts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def is_plain(learner: Any) -> bool:
+    """Whether the learner's policy is a small Gaussian one over flat observations, on a CPU."""
+    policy = learner.policy
+    return (
+        learner.device.type == "cpu"
+        and isinstance(policy.features_extractor, FlattenExtractor)
+        and isinstance(policy.action_space, spaces.Box)
+        and isinstance(policy.observation_space, spaces.Box)
+        and len(policy.observation_space.shape) == len(policy.action_space.shape) == 1
+        and not policy.use_sde
+        and policy.activation_fn in IN_PLACE
+    )
+
+
+def roll_out(learner: Any, env: VecEnv, callback: BaseCallback, buffer: Any, n_rollout_steps: int, player: Player) -> bool:
+    """Fills the buffer with `n_rollout_steps` steps of every env; False if the callback ended it before."""
+    learner.policy.set_training_mode(False)
+    buffer.reset()
+    callback.on_rollout_start()
+    with torch.no_grad():
+        with one_thread():
+            timeouts = _collect(learner, env, callback, buffer, n_rollout_steps, player)
+        if timeouts is None:
+            return False
+        last_values, cut_off = player.judge(learner._last_obs, learner._last_episode_starts, timeouts)
+        if timeouts:
+            steps, ids, _ = zip(*timeouts, strict=True)
+            buffer.rewards[steps, ids] += learner.gamma * cut_off.numpy()
+    dones = learner._last_episode_starts
+    buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+    callback.update_locals(locals())
+    callback.on_rollout_end()
+    return True
+
+
+def _collect(
+    learner: Any, env: VecEnv, callback: BaseCallback, buffer: Any, n_rollout_steps: int, player: Player
+) -> Timeouts | None:
+    """Acts and writes all but values and what follows from them; returns where episodes were cut off by time."""
+    log_std = learner.policy.log_std
+    std, constant = log_std.exp(), _log_constant(log_std)
+    low, high = learner.action_space.low, learner.action_space.high
+    timeouts: Timeouts = []
+    for step in range(n_rollout_steps):
+        obs, starts = learner._last_obs, learner._last_episode_starts
+        noise = torch.randn(env.num_envs, len(std))
+        actions = (player.act(step, torch.from_numpy(obs).to(torch.float32), starts) + noise * std).numpy()
+        new_obs, rewards, dones, infos = env.step(np.clip(actions, low, high))
+        learner.num_timesteps += env.num_envs
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return None
+        learner._update_info_buffer(infos, dones)
+        for i in np.flatnonzero(dones):
+            if infos[i].get("TimeLimit.truncated", False):
+                timeouts.append((step, int(i), infos[i]["terminal_observation"]))
+        buffer.observations[step], buffer.actions[step], buffer.rewards[step] = obs, actions, rewards
+        buffer.episode_starts[step] = starts
+        buffer.log_probs[step] = -0.5 * noise.square().sum(dim=1) - constant
+        learner._last_obs, learner._last_episode_starts = new_obs, dones
+    buffer.pos, buffer.full = n_rollout_steps, True
+    return timeouts
+
+
+def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[Any]]) -> None:
+    """`n_epochs` passes over the minibatches, whose fields have the names of SB3's buffers, and what SB3 logs of them."""
+    learner.policy.set_training_mode(True)
+    learner._update_learning_rate(learner.policy.optimizer)
+    clip_range = learner.clip_range(learner._current_progress_remaining)
+    clip_range_vf = None if learner.clip_range_vf is None else learner.clip_range_vf(learner._current_progress_remaining)
+    gradients, optimizer = _flat_gradients(learner.policy), learner.policy.optimizer
+    logged: list[Tensor] = []
+    divergences: list[Tensor] = []
+    over = False
+    for _ in range(learner.n_epochs):
+        divergences.clear()
+        for batch in minibatches():
+            logged.append(_gradients(learner, network, batch, clip_range, clip_range_vf))
+            divergences.append(logged[-1][3])
+            over = learner.target_kl is not None and float(divergences[-1]) > 1.5 * learner.target_kl
+            if over:
+                break
+            norm = torch.linalg.vector_norm(gradients)
+            gradients.mul_((learner.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
+            optimizer.step()
+        learner._n_updates += 1
+        if over:
+            break
+    policy_loss, value_loss, clip_fraction, _, entropy, loss = torch.stack(logged).double().numpy().T
+    values, returns = learner.rollout_buffer.values.flatten(), learner.rollout_buffer.returns.flatten()
+    record = learner.logger.record
+    record("train/entropy_loss", -entropy.mean())
+    record("train/policy_gradient_loss", policy_loss.mean())
+    record("train/value_loss", value_loss.mean())
+    record("train/approx_kl", float(torch.stack(divergences).mean()))
+    record("train/clip_fraction", clip_fraction.mean())
+    record("train/loss", loss[-1])
+    record("train/explained_variance", explained_variance(values, returns))
+    record("train/std", float(learner.policy.log_std.exp().mean()))
+    record("train/n_updates", learner._n_updates, exclude="tensorboard")
+    record("train/clip_range", clip_range)
+    if clip_range_vf is not None:
+        record("train/clip_range_vf", clip_range_vf)
+
+
+def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, clip_range_vf: float | None) -> Tensor:
+    """Writes the loss's gradient into the parameters' `.grad`.
+
+    Returns policy loss, value loss, clipped share, approximate KL, entropy and loss, (6,).
+    """
+    mean, values = network.forward(batch)
+    log_std = learner.policy.log_std
+    noise = (batch.actions - mean) * torch.exp(-log_std)  # (n, action_dim), in standard deviations
+    size, advantages = len(noise), batch.advantages
+    constant = _log_constant(log_std)
+    log_ratio = -0.5 * noise.square().sum(dim=1) - constant - batch.old_log_prob
+    ratio = log_ratio.exp()
+    if learner.normalize_advantage and size > 1:
+        deviation, average = torch.std_mean(advantages)
+        advantages = (advantages - average) / (deviation + 1e-8)
+    surrogate = advantages * ratio
+    clipped = advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    policy_loss = -torch.minimum(surrogate, clipped).mean()
+    # where the clipped one is smaller, nothing depends on the ratio any more
+    to_log_prob = torch.where(surrogate <= clipped, surrogate, 0.0).mul_(-1 / size)[:, None]
+
+    error = values - batch.returns
+    if clip_range_vf is not None:
+        moved = values - batch.old_values
+        error = batch.old_values + moved.clamp(-clip_range_vf, clip_range_vf) - batch.returns
+    value_loss = error.square().mean()
+    to_values = error * (2 * learner.vf_coef / size)
+    if clip_range_vf is not None:
+        to_values *= moved.abs() <= clip_range_vf
+
+    weighted = noise * to_log_prob
+    log_std.grad.copy_((weighted * noise).sum(dim=0) - to_log_prob.sum() - learner.ent_coef)
+    network.backward(weighted * torch.exp(-log_std), to_values)
+    entropy = constant + 0.5 * len(log_std)
+    clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
+    loss = policy_loss - learner.ent_coef * entropy + learner.vf_coef * value_loss
+    return torch.stack([policy_loss, value_loss, clip_fraction, (ratio - 1 - log_ratio).mean(), entropy, loss])
+
+
+def _log_constant(log_std: Tensor) -> Tensor:
+    """What a Gaussian's log-density is less half the squared noise."""
+    return log_std.sum() + 0.5 * math.log(2 * math.pi) * len(log_std)
+
+
+def _flat_gradients(policy: nn.Module) -> Tensor:
+    """One vector that all parameters' `.grad` are views of."""
+    parameters = list(policy.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    gradients = torch.zeros(sum(sizes))
+    for parameter, part in zip(parameters, gradients.split(sizes), strict=True):
+        parameter.grad = part.view_as(parameter)
+    return gradients
