@@ -146,7 +146,7 @@ def export(snapshot: Snapshot | None, path: Path) -> None:
 
 def has_several(world: Any) -> bool:
     """Whether it is a mixed world in which more than one skill is played."""
-    return isinstance(world, MotorWorld) and bool(np.count_nonzero(world.batch.sampler.weights) > 1)
+    return isinstance(world, MotorWorld) and bool(np.count_nonzero(world.batch.asked.sampler.weights) > 1)
 
 
 def record(trail: Trail | None, policy: Policy, world: Any, episode: Episode, arguments: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
     batch, all_ids = world.batch, np.arange(num_envs)
     obs = world.reset()
     policy.reset(np.ones(num_envs, bool))
-    before = batch.skill.copy()
+    before = batch.asked.skill.copy()
     after = (before + 1 + (all_ids // num_skills) % (num_skills - 1)) % num_skills
     assert np.array_equal(before, all_ids % num_skills)
     fell = np.zeros(num_envs, bool)
@@ -62,7 +62,7 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
     for i in all_ids:
         batch.begin_skill(int(i), int(after[i]))
     obs = batch.observe(batch.previous_action)
-    batch.max_steps[:] = 10**9
+    batch.asked.max_steps[:] = 10**9
     go(GRACE)
     batch.measures.begin(all_ids, batch.position)
     batch.measures.since_command[:] = SETTLING

@@ -53,13 +53,13 @@ class MotorEnv(gymnasium.Env):
         result = self.batch.step(np.asarray(action)[None])
         terms = zip(self.batch.term_names, result.terms[:, 0], strict=True)
         info: dict[str, Any] = {f"reward/{name}": float(value) for name, value in terms}
-        info["skill"] = self.batch.tasks[self.batch.skill[0]].name
+        info["skill"] = self.batch.tasks[self.batch.asked.skill[0]].name
         info["diverged"] = bool(result.diverged[0])
         if 0 in result.switches:
             info["switch"] = result.switches[0]
         ended = bool(result.terminated[0]), bool(result.truncated[0])
         if any(ended):
-            self.batch.ended(int(self.batch.skill[0]), bool(self.batch.success(result.terminated)[0]))
+            self.batch.asked.ended(int(self.batch.asked.skill[0]), bool(self.batch.success(result.terminated)[0]))
         return result.obs[0], float(result.reward[0]), ended[0], ended[1], info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]

@@ -10,23 +10,21 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from flexrl.assignments import Assignments
 from flexrl.body_state import State, columns
-from flexrl.curriculum import Curriculum
 from flexrl.goals import GOALS, Wording
 from flexrl.measures import Measures
-from flexrl.motor_settings import MotorSettings, resolve_tasks
+from flexrl.motor_settings import MotorSettings
 from flexrl.observations import Observation, make_observation
 from flexrl.physics import ALL, BODIES, Array, Physics
 from flexrl.randomise import Randomiser
 from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.reference import SETTLING, Reference
-from flexrl.rewards import Term, contact_cost, healthy, never, on_course, on_place
-from flexrl.skill_sampling import SkillSampler
+from flexrl.rewards import Term, contact_cost, healthy, on_course, on_place
 from flexrl.tasks import HANGING_ARMS, sum_terms
 
 Bools = NDArray[np.bool_]
 SERVO_REACH = 1.5  # rad that an action of 1 moves a servo's target away from the standing posture
-LOOSE_SHARE = 0.25
 LIFTED_BELOW = 1.2  # m: the torso height above which a curriculum carries nothing
 
 
@@ -60,19 +58,20 @@ class MotorBatch:
 
     def __init__(self, settings: MotorSettings, seed: int = 0) -> None:
         self.settings = settings
-        resolved = resolve_tasks(settings)
-        self.skills, self.tasks = list(resolved), [task for task, _ in resolved.values()]
+        body = BODIES[settings.body]
+        self.asked = Assignments(settings, body)
+        self.skills, self.tasks = self.asked.skills, self.asked.tasks
         self.terms: list[Term] = list(dict.fromkeys(term for task in self.tasks for term in task.rewards))
         self.term_names = [term.__name__ for term in self.terms]
         # (num_terms, num_tasks); a single task's stay plain numbers, which leave a term's own precision as it is
         self._weights = np.array([[task.rewards.get(term, 0.0) for task in self.tasks] for term in self.terms])
         exact_contacts = contact_cost in self.terms or settings.observation == "v5"
         self.physics = Physics(
-            BODIES[settings.body],
+            body,
             settings.physics,
             settings.num_envs,
             settings.num_threads,
-            exact_contacts=exact_contacts and BODIES[settings.body].free,
+            exact_contacts=exact_contacts and body.free,
             servo=settings.action == "servo",
         )
         self.num_envs = settings.num_envs
@@ -87,41 +86,20 @@ class MotorBatch:
             self._control = np.full(model.nu, SERVO_REACH), np.array([STANDING.get(name, 0.0) for name in names])
         limits = (low, high) if settings.action == "v5" else (-np.ones(model.nu), np.ones(model.nu))
         self.action_space = spaces.Box(limits[0].astype(np.float32), limits[1].astype(np.float32), dtype=np.float32)
-        phrases = [task.words for task in self.tasks]
-        self._words = "embedding" in settings.goal
-        self._first_phrase = np.cumsum([0, *(len(words) for words in phrases)])  # of each task, and the end
-        wording = Wording(self.skills, [phrase for words in phrases for phrase in words], settings.encoder)
+        wording = Wording(self.skills, self.asked.phrases, settings.encoder)
         goal = [GOALS[name](wording) for name in settings.goal]
         self.observation: Observation = make_observation(settings.observation, self.physics, goal)
         self.has_mirror = self.physics.body.free and settings.observation != "v5"
         limit = self.observation.limit
         self.observation_space = spaces.Box(-limit, limit, (self.observation.size,), self.observation.dtype)
-        joints = self.physics.body.posture
-        self._postures = np.array([[task.posture.get(joint, 0.0) for joint in joints] for task in self.tasks])  # rad
-        self._frequencies = np.array([task.gait_frequency for task in self.tasks])  # Hz
-        self._max_steps = np.array([task.max_steps for task in self.tasks])
-        self.sampler = SkillSampler(settings.sampling, {name: weight for name, (_, weight) in resolved.items()})
         judged = any(task.success is not None for task in self.tasks)
         self.measures = Measures(self.num_envs) if judged else None
         steered = len(self.tasks) > 1 or "place" in settings.goal or not {on_course, on_place}.isdisjoint(self.terms)
         self.reference = Reference(self.num_envs) if steered else None
-        self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
         self._lifts = np.array([task.lift for task in self.tasks]) * self.physics.weight  # N
-        self._loose = np.array([task.fallen is never for task in self.tasks])  # may lie
-        # how often a body on its feet is asked for what bodies on the ground learn
-        self._next_shares = np.where(self._loose, LOOSE_SHARE, 1.0)
-        self._switches = settings.switch
+        self._switches = settings.switch is not None
         self.randomiser = None if settings.randomise is None else Randomiser(self.physics, settings.randomise)
         self.seed(seed)
-        self.skill = np.zeros(self.num_envs, np.intp)  # index of the task that each is at
-        self.gait_frequency = np.zeros(self.num_envs)  # Hz, of that task; likewise the next two
-        self.posture = np.zeros((self.num_envs, len(joints)))  # rad
-        self.max_steps = np.zeros(self.num_envs, np.int64)
-        self._draws_again = any(task.command.every is not None for task in self.tasks)
-        self.command = np.zeros((self.num_envs, 3))  # see Command
-        self.phrase = np.zeros(self.num_envs, np.intp)
-        self.command_ends = np.full(self.num_envs, np.inf)  # s since the episode began: when another command is drawn
-        self.skill_ends = np.full(self.num_envs, np.inf)  # s likewise: when another skill is
         self._asked_heading, self._asked_place = np.tile([1.0, 0.0], (self.num_envs, 1)), np.zeros((self.num_envs, 2))
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
         self.steps_before = np.zeros(self.num_envs, np.int64)  # of them, those before its present skill
@@ -133,7 +111,7 @@ class MotorBatch:
         """What is drawn from here on: each simulation's generator, as Gymnasium's `reset(seed=seed + i)` makes it."""
         self.rngs = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed + i))) for i in range(self.num_envs)]
         self.physics.seed = seed
-        self.sampler.begin()
+        self.asked.sampler.begin()
         if self.randomiser is not None:
             self.randomiser.begin(seed)
 
@@ -142,14 +120,10 @@ class MotorBatch:
         starts = []
         for i in map(int, ids):
             rng = self.rngs[i]
-            self.skill[i] = self.sampler.draw(rng)
-            starts.append(self.tasks[self.skill[i]].reset.sample(self.physics, rng))
-            self._draw_command(i, 0.0)
+            starts.append(self.asked.begin(i, rng).reset.sample(self.physics, rng))
+            self.asked.begin_command(i, rng)
             if self.randomiser is not None:
                 self.randomiser.begin_episode(i, rng)
-            if self._switches is not None:
-                self.skill_ends[i] = rng.uniform(*self._switches)
-        self._follow_skills(ids)
         self.physics.reset(ids, np.array([qpos for qpos, _ in starts]), np.array([qvel for _, qvel in starts]))
         self.num_steps[ids] = self.steps_before[ids] = 0
         self.previous_action[ids] = 0
@@ -161,21 +135,6 @@ class MotorBatch:
             self.reference.begin(ids, self.position[ids])
             self._asked_heading[ids], self._asked_place[ids] = (1.0, 0.0), 0.0
         return self.observation(self._state(self.previous_action[ids], self.position[ids], self.feet[ids], ids))
-
-    def _follow_skills(self, ids: slice | NDArray[np.intp]) -> None:
-        """What is the task's, written for each simulation of `ids`."""
-        self.gait_frequency[ids] = self._frequencies[self.skill[ids]]
-        self.posture[ids] = self._postures[self.skill[ids]]
-        self.max_steps[ids] = self._max_steps[self.skill[ids]]
-
-    def _draw_command(self, i: int, now: float) -> None:
-        """Another command of its task for simulation i, `now` s after its episode began."""
-        task, skill = self.tasks[self.skill[i]], int(self.skill[i])
-        level = 1.0 if self.curriculum is None else float(self.curriculum.levels[skill])
-        self.command[i] = task.command.at_level(level, task.easiest).sample(self.rngs[i])
-        self.command_ends[i] = now + task.command.sample_length(self.rngs[i])
-        if self._words:
-            self.phrase[i] = self.rngs[i].integers(self._first_phrase[skill], self._first_phrase[skill + 1])
 
     def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
@@ -192,13 +151,13 @@ class MotorBatch:
             foot_position=self.feet[ids],
             foot_velocity=(self.feet[ids] - old_feet) / self.physics.dt,
             time=self.num_steps[ids] * self.physics.dt,
-            skill=self.skill[ids],
-            command=self.command[ids],
-            gait_frequency=self.gait_frequency[ids],
-            posture=self.posture[ids],
+            skill=self.asked.skill[ids],
+            command=self.asked.command[ids],
+            gait_frequency=self.asked.gait_frequency[ids],
+            posture=self.asked.posture[ids],
             asked_heading=self._asked_heading[ids],
             asked_place=self._asked_place[ids],
-            phrase=self.phrase[ids],
+            phrase=self.asked.phrase[ids],
             ids=ids,
         )
 
@@ -210,7 +169,7 @@ class MotorBatch:
         diverged = self.physics.step(self._to_controls(action))
         self.num_steps += 1
         if len(self.tasks) > 1:
-            self.sampler.stepped(self.skill)
+            self.asked.sampler.stepped(self.asked.skill)
         old_position, self.position = self.position, self.physics.ground_position()
         old_feet, self.feet = self.feet, self.physics.foot_position()
         state = self._state(action, old_position, old_feet)
@@ -218,14 +177,12 @@ class MotorBatch:
         terms = self._reward_terms(state)
         reward = self.tasks[0].total(terms) if len(self.tasks) == 1 else sum_terms(terms)
         terminated = self._fallen(state) | diverged
-        truncated = self.num_steps - self.steps_before >= self.max_steps
-        if self._switches is not None:
-            truncated |= self.num_steps >= self._max_steps.max()
+        truncated = self.asked.time_is_up(self.num_steps, self.steps_before)
         if self.measures is not None:
             self.measures.update(state, self.position)
         over = terminated | truncated
-        switches = self._new_skills(state, over) if self._switches is not None else {}
-        if (self._draws_again and self._new_commands(over)) or switches:
+        switches = self._new_skills(state, over) if self._switches else {}
+        if self._new_commands(over) or switches:
             # the reward was for what had been asked; the observation shows what is asked next
             state = self._state(action, old_position, old_feet)
         self.previous_action = np.array(action, np.float32)
@@ -244,17 +201,18 @@ class MotorBatch:
 
     def _lift(self) -> None:
         """Carries a share of low bodies' weight where a curriculum makes it easy."""
-        if self.curriculum is None or not self._lifts.any():
+        curriculum = self.asked.curriculum
+        if curriculum is None or not self._lifts.any():
             return
-        force = (self._lifts * (1.0 - self.curriculum.levels))[self.skill]
+        force = (self._lifts * (1.0 - curriculum.levels))[self.asked.skill]
         self.physics.xfrc_applied[:, self.physics.torso, 2] = force * (self.physics.qpos[:, 2] < LIFTED_BELOW)
 
     def _move_reference(self, state: State) -> None:
         """Where the command has come to by now, for `state` too."""
         if self.reference is None:
             return
-        loose = self._loose[self.skill]
-        self.reference.update(self.position, state.heading, self.command, loose, self.physics.dt)
+        loose = self.asked.loose[self.asked.skill]
+        self.reference.update(self.position, state.heading, self.asked.command, loose, self.physics.dt)
         self._asked_place = self.reference.place - self.position
         self._asked_heading = columns(np.cos(self.reference.yaw), np.sin(self.reference.yaw))
         state.asked_place, state.asked_heading = self._asked_place, self._asked_heading
@@ -263,7 +221,7 @@ class MotorBatch:
         """Each term times its weight for the task that each simulation is at, (num_terms, num_envs)."""
         terms = np.empty((len(self.terms), self.num_envs))
         for row, term, weights in zip(terms, self.terms, self._weights, strict=True):
-            weight: Any = float(weights[0]) if len(self.tasks) == 1 else weights[self.skill]
+            weight: Any = float(weights[0]) if len(self.tasks) == 1 else weights[self.asked.skill]
             row[:] = weight * term(state)
         return terms
 
@@ -272,15 +230,14 @@ class MotorBatch:
             return self.tasks[0].fallen(state)
         fallen = np.zeros(self.num_envs, bool)
         for function in dict.fromkeys(task.fallen for task in self.tasks):
-            at_it = np.array([task.fallen is function for task in self.tasks])[self.skill]
+            at_it = np.array([task.fallen is function for task in self.tasks])[self.asked.skill]
             fallen |= at_it & function(state)
         return fallen
 
     def _new_commands(self, done: Bools) -> bool:
         """Draws another command where the present one has been held long enough; True if any was drawn."""
-        due = np.flatnonzero((self.num_steps * self.physics.dt >= self.command_ends) & ~done)
+        due = self.asked.new_commands(self.num_steps * self.physics.dt, ~done, self.rngs)
         for i in map(int, due):
-            self._draw_command(i, float(self.command_ends[i]))
             if self.measures is not None:
                 self.measures.since_command[i] = 0.0
             if self.reference is not None:
@@ -290,40 +247,32 @@ class MotorBatch:
     def _new_skills(self, state: State, done: Bools) -> dict[int, Switch]:
         """Goes on with another skill where the present one has had its time and the body is on its feet."""
         now = self.num_steps * self.physics.dt
-        due = np.flatnonzero((now >= self.skill_ends) & ~done & healthy(state))
+        due = np.flatnonzero((now >= self.asked.skill_ends) & ~done & healthy(state))
         if len(due) == 0:
             return {}
         success, switches = self.success(np.zeros(self.num_envs, bool)), {}
         for i in map(int, due):
-            before = int(self.skill[i])
-            self.ended(before, bool(success[i]))
-            self.begin_skill(i, self.sampler.draw_next(self.rngs[i], before, self._next_shares))
-            self.skill_ends[i] = now[i] + self.rngs[i].uniform(*self._switches)  # type: ignore[misc]
-            switches[i] = Switch(self.skills[before], self.skills[self.skill[i]], bool(success[i]))
+            before = int(self.asked.skill[i])
+            self.asked.ended(before, bool(success[i]))
+            self.begin_skill(i, self.asked.next_skill(i, self.rngs[i], float(now[i])))
+            switches[i] = Switch(self.skills[before], self.skills[self.asked.skill[i]], bool(success[i]))
         return switches
 
     def begin_skill(self, i: int, skill: int) -> None:
         """Simulation i goes on with another skill (an index), in the middle of its episode."""
-        self.skill[i], self.steps_before[i] = skill, self.num_steps[i]
-        self._follow_skills(np.array([i]))
-        self._draw_command(i, float(self.num_steps[i] * self.physics.dt))
+        self.steps_before[i] = self.num_steps[i]
+        self.asked.begin_skill(i, skill, self.rngs[i], float(self.num_steps[i] * self.physics.dt))
         if self.measures is not None:
             self.measures.begin(np.array([i]), self.position[[i]], SETTLING)
         if self.reference is not None:
             self.reference.ask_again(i)
-
-    def ended(self, skill: int, success: bool) -> None:
-        """Counts how an episode, or its part at one skill (an index), came out."""
-        self.sampler.ended(skill, success)
-        if self.curriculum is not None:
-            self.curriculum.ended(skill, success)
 
     def success(self, fell: Bools) -> Bools:
         """Whether each simulation's episode, ended now, showed its skill; False where the task does not say."""
         result = np.zeros(self.num_envs, bool)
         for index, task in enumerate(self.tasks):
             if task.success is not None and self.measures is not None:
-                result |= (self.skill == index) & task.success(self.measures, fell)
+                result |= (self.asked.skill == index) & task.success(self.measures, fell)
         return result
 
     def get_state(self) -> dict[str, NDArray[Any]]:
@@ -336,11 +285,6 @@ class MotorBatch:
             "previous_action": self.previous_action.copy(),
             "position": self.position.copy(),
             "feet": self.feet.copy(),
-            "skill": self.skill.copy(),
-            "command": self.command.copy(),
-            "phrase": self.phrase.copy(),
-            "command_ends": self.command_ends.copy(),
-            "skill_ends": self.skill_ends.copy(),
             "asked_heading": self._asked_heading.copy(),
             "asked_place": self._asked_place.copy(),
             **{f"{name}.{key}": array for name, part in self._parts() for key, array in part.get_state().items()},
@@ -355,17 +299,14 @@ class MotorBatch:
         self.previous_action = state["previous_action"].copy()
         self.position = state["position"].copy()
         self.feet = state["feet"].copy()
-        self.skill, self.command, self.phrase = (state[name].copy() for name in ("skill", "command", "phrase"))
-        self.command_ends, self.skill_ends = state["command_ends"].copy(), state["skill_ends"].copy()
         self._asked_heading, self._asked_place = state["asked_heading"].copy(), state["asked_place"].copy()
-        self._follow_skills(ALL)
         for name, part in self._parts():
             part.set_state({key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")})
 
     def _parts(self) -> list[tuple[str, Any]]:
         """What has a state of its own, by name."""
-        parts: dict[str, Any] = {"sampler": self.sampler, "measures": self.measures, "reference": self.reference}
-        parts |= {"curriculum": self.curriculum, "randomiser": self.randomiser}
+        parts: dict[str, Any] = {"asked": self.asked, "measures": self.measures, "reference": self.reference}
+        parts["randomiser"] = self.randomiser
         return [(name, part) for name, part in parts.items() if part is not None]
 
 

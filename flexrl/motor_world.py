@@ -65,7 +65,7 @@ class MotorWorld(VecEnv):
             success = self.batch.success(result.terminated)
             for i in map(int, ids):
                 infos[i] = self._end_of_episode(i, result, bool(success[i]))
-                self.batch.ended(int(self.batch.skill[i]), bool(success[i]))
+                self.batch.asked.ended(int(self.batch.asked.skill[i]), bool(success[i]))
             result.obs[ids] = self.batch.reset(ids)
             self._sums[:, ids] = self._sums_before[:, ids] = 0
             self._start_x[ids] = self.batch.position[ids, 0]
@@ -74,7 +74,7 @@ class MotorWorld(VecEnv):
     def _end_of_episode(self, i: int, result: StepResult, success: bool) -> dict[str, Any]:
         length = int(self.batch.num_steps[i])
         distance = self.batch.position[i, 0] - self._start_x[i]
-        task = self.batch.tasks[self.batch.skill[i]]
+        task = self.batch.tasks[self.batch.asked.skill[i]]
         episode: dict[str, Any] = {"r": float(self._sums[0, i]), "l": length, "skill": task.name}
         if task.success is not None and self.batch.measures is not None:
             episode["success"], episode["measures"] = success, self.batch.measures.describe(i)
@@ -101,8 +101,8 @@ class MotorWorld(VecEnv):
         share = self.num_diverged / max(100, self.num_episodes + self.num_envs)
         metrics = {"world/diverged": float(self.total_diverged), "world/diverged_share": share}
         self.num_episodes = self.num_diverged = 0
-        if self.batch.curriculum is not None:
-            levels = zip(self.batch.skills, self.batch.curriculum.levels, strict=True)
+        if self.batch.asked.curriculum is not None:
+            levels = zip(self.batch.skills, self.batch.asked.curriculum.levels, strict=True)
             metrics |= {f"curriculum/{skill}": float(level) for skill, level in levels}
         return metrics
 

@@ -62,8 +62,8 @@ def _go_through(policy: Policy, world: MotorWorld, skills: list[str], tour: Tour
         if name != skills[0]:
             batch.begin_skill(0, batch.skills.index(name))
             obs = batch.observe(batch.previous_action)
-        batch.max_steps[:] = np.iinfo(np.int64).max  # the episode goes on until all were shown
-        words = batch.tasks[batch.skill[0]].words[0]
+        batch.asked.max_steps[:] = np.iinfo(np.int64).max  # the episode goes on until all were shown
+        words = batch.tasks[batch.asked.skill[0]].words[0]
         tour.parts[words] = [batch.physics.qpos[0].copy()]
         for _ in range(round(SECONDS / batch.physics.dt)):
             obs, _, done, _ = world.step(policy.act(obs))

@@ -122,7 +122,7 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(tmp_path: Path, number: signa
         time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, err
     assert f"stopped by {number.name} at step" in err
     assert "go on with: python train.py --name long --resume" in err
     assert "Traceback" not in err

@@ -70,16 +70,16 @@ def test_skills_change_within_an_episode_and_say_so() -> None:
     obs = world.reset()
     seen = 0
     for _ in range(60):
-        before = world.batch.skill.copy()
+        before = world.batch.asked.skill.copy()
         obs, _, done, infos = world.step(np.zeros((16, 17), np.float32))
         for i, info in enumerate(infos):
             if "switch" in info:
                 seen += 1
                 assert not done[i]
                 assert info["switch"].before == world.batch.skills[before[i]]
-                assert info["switch"].after == world.batch.skills[world.batch.skill[i]]
-                np.testing.assert_array_equal(obs[i, -13:-5], np.eye(8)[world.batch.skill[i]])
-                np.testing.assert_allclose(obs[i, -5:-2], world.batch.command[i], rtol=1e-6)
+                assert info["switch"].after == world.batch.skills[world.batch.asked.skill[i]]
+                np.testing.assert_array_equal(obs[i, -13:-5], np.eye(8)[world.batch.asked.skill[i]])
+                np.testing.assert_allclose(obs[i, -5:-2], world.batch.asked.command[i], rtol=1e-6)
     assert seen >= 8
     assert evaluation_settings(world.batch.settings, 4).switch is None
 
@@ -90,7 +90,7 @@ def test_a_body_that_lies_goes_on_getting_up() -> None:
     )
     world = MotorWorld(settings, seed=0)
     world.reset()
-    lies = world.batch.skill == world.batch.skills.index("recover")
+    lies = world.batch.asked.skill == world.batch.skills.index("recover")
     for _ in range(20):
         _, _, _, infos = world.step(np.zeros((8, 17), np.float32))
         assert not any("switch" in info for info, lying in zip(infos, lies, strict=True) if lying)
@@ -187,13 +187,15 @@ def test_words_are_seen_as_vectors_and_mirrored_words_as_mirrored_vectors() -> N
     obs = batch.reset(np.arange(32))
     phrases = [phrase for task in batch.tasks for phrase in task.words]
     for i in range(32):
-        assert phrases[batch.phrase[i]] in batch.tasks[batch.skill[i]].words
+        assert phrases[batch.asked.phrase[i]] in batch.tasks[batch.asked.skill[i]].words
         np.testing.assert_allclose(
-            obs[i, -2 * NUM_FEATURES : -NUM_FEATURES], hashed_ngrams(phrases[batch.phrase[i]]), atol=1e-6
+            obs[i, -2 * NUM_FEATURES : -NUM_FEATURES], hashed_ngrams(phrases[batch.asked.phrase[i]]), atol=1e-6
         )
-    assert len({batch.phrase[i] for i in range(32)}) > 8  # not always a task's first
-    left, right = (int(np.flatnonzero(batch.skill == batch.skills.index(name))[0]) for name in ("turn_left", "turn_right"))
-    batch.phrase[[left, right]] = [phrases.index("turn left"), phrases.index("turn right")]
+    assert len({batch.asked.phrase[i] for i in range(32)}) > 8  # not always a task's first
+    left, right = (
+        int(np.flatnonzero(batch.asked.skill == batch.skills.index(name))[0]) for name in ("turn_left", "turn_right")
+    )
+    batch.asked.phrase[[left, right]] = [phrases.index("turn left"), phrases.index("turn right")]
     obs = batch.observe(batch.previous_action)
     mirrored = batch.observation.mirror()(obs)
     np.testing.assert_array_equal(mirrored[left, -2 * NUM_FEATURES :], obs[right, -2 * NUM_FEATURES :])
@@ -289,4 +291,4 @@ def test_evaluations_spread_evenly_whatever_the_weights() -> None:
     settings = MotorSettings(task="mixed", skills={"stand_still": 1.0, "recover": 5.0, "turn_left": 0.0, "follow": 0.5})
     batch = MotorBatch(evaluation_settings(settings, 6), seed=0)
     batch.reset(np.arange(6))
-    assert [batch.skills[i] for i in batch.skill] == ["stand_still", "recover", "follow"] * 2
+    assert [batch.skills[i] for i in batch.asked.skill] == ["stand_still", "recover", "follow"] * 2

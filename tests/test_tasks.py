@@ -152,17 +152,17 @@ def test_mixed_world_goes_round_its_skills_and_rewards_each_by_its_own_table() -
     settings = MotorSettings(task="mixed", num_envs=8, num_threads=1, goal=["one_hot", "command"])
     batch = MotorBatch(settings, seed=0)
     obs = batch.reset(np.arange(8))
-    assert sorted(batch.skills[i] for i in batch.skill) == sorted(tasks.SKILLS["humanoid"])
+    assert sorted(batch.skills[i] for i in batch.asked.skill) == sorted(tasks.SKILLS["humanoid"])
     plain = MotorBatch(settings.model_copy(update={"goal": []}))
     assert obs.shape[1] == plain.observation.size + 8 + 3
-    np.testing.assert_array_equal(obs[:, -11:-3], np.eye(8)[batch.skill])
-    np.testing.assert_allclose(obs[:, -3:], batch.command, rtol=1e-6)
+    np.testing.assert_array_equal(obs[:, -11:-3], np.eye(8)[batch.asked.skill])
+    np.testing.assert_allclose(obs[:, -3:], batch.asked.command, rtol=1e-6)
     action = np.random.default_rng(0).uniform(-1, 1, (8, 17)).astype(np.float32)
     result = batch.step(action)
     np.testing.assert_allclose(result.terms.sum(axis=0), result.reward)
     for name in batch.skills:
         alone = MotorBatch(MotorSettings(task=name, num_envs=1, num_threads=1))
-        i = int(np.flatnonzero(batch.skill == batch.skills.index(name))[0])
+        i = int(np.flatnonzero(batch.asked.skill == batch.skills.index(name))[0])
         alone.reset(np.arange(1))
         alone.physics.set_state(MotorBatch(settings, seed=0).physics.get_state()[:1])
         its = {term.__name__ for term in alone.tasks[0].rewards}
@@ -177,15 +177,15 @@ def test_commands_are_drawn_again_within_an_episode_and_the_state_goes_on_exactl
     other.reset(np.arange(4))
     for each in (batch, other):  # these bodies fall, and go on
         each.tasks = [replace(each.tasks[0], fallen=rewards.never)]
-    first = batch.command.copy()
+    first = batch.asked.command.copy()
     other.set_state(batch.get_state())
     action = np.zeros((4, 17), np.float32)
     for _ in range(round(8.1 / batch.physics.dt)):  # s: a command holds 3 to 8 s
         ours, theirs = batch.step(action).obs, other.step(action).obs
         np.testing.assert_array_equal(ours, theirs)
-    assert (batch.command != first).any(axis=1).sum() >= 3  # one in seven draws is to stand
+    assert (batch.asked.command != first).any(axis=1).sum() >= 3  # one in seven draws is to stand
     low, high = np.array([[-0.5, -0.3, -1.0], [1.5, 0.3, 1.0]])
-    assert ((batch.command >= low) & (batch.command <= high)).all()
+    assert ((batch.asked.command >= low) & (batch.asked.command <= high)).all()
 
 
 def test_fallen_poses_lie_and_differ() -> None:

@@ -1,0 +1,124 @@
+"""What each body of a batch is asked for: a skill, a command and words for it, and when it gets others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexrl.curriculum import Curriculum
+from flexrl.motor_settings import MotorSettings, resolve_tasks
+from flexrl.physics import ALL, Array, Body
+from flexrl.rewards import never
+from flexrl.skill_sampling import SkillSampler
+from flexrl.tasks import Task
+
+LOOSE_SHARE = 0.25  # of what its weight gives a skill of bodies that lie, where a body on its feet goes on
+ARRAYS = ("skill", "command", "phrase", "command_ends", "skill_ends")
+
+
+class Assignments:
+    """The assignments of `settings.num_envs` bodies, arrays (num_envs, ...), from generators that the caller has."""
+
+    def __init__(self, settings: MotorSettings, body: Body) -> None:
+        resolved, num_envs = resolve_tasks(settings), settings.num_envs
+        self.skills, self.tasks = list(resolved), [task for task, _ in resolved.values()]
+        self.sampler = SkillSampler(settings.sampling, {name: weight for name, (_, weight) in resolved.items()})
+        self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
+        self.loose = np.array([task.fallen is never for task in self.tasks])  # may lie, (num_tasks,)
+        self.phrases = [phrase for task in self.tasks for phrase in task.words]
+        self._first_phrase = np.cumsum([0, *(len(task.words) for task in self.tasks)])  # of each task, and the end
+        self._words = "embedding" in settings.goal
+        self._next_shares = np.where(self.loose, LOOSE_SHARE, 1.0)
+        self._switch = settings.switch
+        self._draws_again = any(task.command.every is not None for task in self.tasks)
+        self._postures = np.array([[task.posture.get(joint, 0.0) for joint in body.posture] for task in self.tasks])  # rad
+        self._frequencies = np.array([task.gait_frequency for task in self.tasks])  # Hz
+        self._max_steps = np.array([task.max_steps for task in self.tasks])
+        self.skill = np.zeros(num_envs, np.intp)  # index of the task that each is at
+        self.gait_frequency = np.zeros(num_envs)  # Hz, of that task; likewise the next two
+        self.posture = np.zeros((num_envs, len(body.posture)))  # rad
+        self.max_steps = np.zeros(num_envs, np.int64)
+        self.command = np.zeros((num_envs, 3))  # see tasks.Command
+        self.phrase = np.zeros(num_envs, np.intp)  # index into `phrases`
+        self.command_ends = np.full(num_envs, np.inf)  # s since the episode began: when another command is drawn
+        self.skill_ends = np.full(num_envs, np.inf)  # s likewise: when another skill is
+
+    def begin(self, i: int, rng: np.random.Generator) -> Task:
+        """A new episode of body i: the task that it is for; its start is drawn next, then `begin_command`."""
+        self.skill[i] = self.sampler.draw(rng)
+        return self.tasks[self.skill[i]]
+
+    def begin_command(self, i: int, rng: np.random.Generator) -> None:
+        """The episode's first command, and how long its first skill lasts."""
+        self.begin_skill(i, int(self.skill[i]), rng, 0.0)
+        if self._switch is not None:
+            self.skill_ends[i] = rng.uniform(*self._switch)
+
+    def draw_command(self, i: int, rng: np.random.Generator, now: float) -> None:
+        """Another command of its task for body i, `now` s after its episode began."""
+        skill = int(self.skill[i])
+        task = self.tasks[skill]
+        level = 1.0 if self.curriculum is None else float(self.curriculum.levels[skill])
+        self.command[i] = task.command.at_level(level, task.easiest).sample(rng)
+        self.command_ends[i] = now + task.command.sample_length(rng)
+        if self._words:
+            self.phrase[i] = rng.integers(self._first_phrase[skill], self._first_phrase[skill + 1])
+
+    def follow_skills(self, ids: slice | NDArray[np.intp]) -> None:
+        """What is the task's, written for each body of `ids`."""
+        skill = self.skill[ids]
+        self.gait_frequency[ids], self.posture[ids] = self._frequencies[skill], self._postures[skill]
+        self.max_steps[ids] = self._max_steps[skill]
+
+    def begin_skill(self, i: int, skill: int, rng: np.random.Generator, now: float) -> None:
+        """Body i goes on with another skill (an index), `now` s after its episode began."""
+        self.skill[i] = skill
+        self.follow_skills(np.array([i]))
+        self.draw_command(i, rng, now)
+
+    def next_skill(self, i: int, rng: np.random.Generator, now: float) -> int:
+        """The skill (an index) that body i goes on with, and until when, drawn."""
+        skill = self.sampler.draw_next(rng, int(self.skill[i]), self._next_shares)
+        assert self._switch is not None
+        self.skill_ends[i] = now + rng.uniform(*self._switch)
+        return skill
+
+    def new_commands(self, now: Array, goes_on: NDArray[np.bool_], rngs: list[np.random.Generator]) -> NDArray[np.intp]:
+        """Draws other commands where those of episodes that go on have been held long enough; returns for which bodies."""
+        if not self._draws_again:
+            return np.empty(0, np.intp)
+        due = np.flatnonzero((now >= self.command_ends) & goes_on)
+        for i in map(int, due):
+            self.draw_command(i, rngs[i], float(self.command_ends[i]))
+        return due
+
+    def ended(self, skill: int, success: bool) -> None:
+        """Counts how an episode, or its part at one skill (an index), came out."""
+        self.sampler.ended(skill, success)
+        if self.curriculum is not None:
+            self.curriculum.ended(skill, success)
+
+    def time_is_up(self, num_steps: NDArray[np.int64], steps_before: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which episodes are truncated after `num_steps` steps, `steps_before` of them before the present skill."""
+        over = num_steps - steps_before >= self.max_steps
+        return over if self._switch is None else over | (num_steps >= self._max_steps.max())
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays."""
+        state = {name: getattr(self, name).copy() for name in ARRAYS}
+        return state | {f"{name}.{key}": array for name, part in self._parts() for key, array in part.get_state().items()}
+
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Goes on exactly where `get_state` was taken."""
+        for name in ARRAYS:
+            setattr(self, name, state[name].copy())
+        self.follow_skills(ALL)
+        for name, part in self._parts():
+            part.set_state({key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")})
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        parts: list[tuple[str, Any]] = [("sampler", self.sampler)]
+        return parts if self.curriculum is None else [*parts, ("curriculum", self.curriculum)]
