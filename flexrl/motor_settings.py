@@ -111,7 +111,8 @@ def _resolve(settings: MotorSettings, name: str) -> Task:
     try:
         task = find_task(settings.body, name)
     except KeyError as error:
-        raise ValueError(str(error.args[0])) from None
+        where = "world.task" if settings.task != "mixed" else "world.skills"
+        raise ValueError(f"{where}: {error.args[0]}") from None
     overrides = settings.tasks.get(name)  # type: ignore[call-overload]
     if overrides is None:
         return task
