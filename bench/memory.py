@@ -1,0 +1,58 @@
+"""Does memory pay where velocities are hidden? PPO and recurrent PPO on the half-cheetah's positions, three seeds each.
+
+    python bench/memory.py --workspace workspace
+
+Trains `examples/half_cheetah_positions.yaml` and `examples/half_cheetah_positions_ppo.yaml`, whose layers are of the same size,
+one run after the other (one that was interrupted goes on, one that is finished stays), and prints the last evaluation's return
+of each. The curves:
+
+    python report.py curves positions_ppo_0 positions_ppo_1 positions_ppo_2 \\
+        positions_recurrent_ppo_0 positions_recurrent_ppo_1 positions_recurrent_ppo_2 --metric eval/return --out docs/memory.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = {"recurrent_ppo": "half_cheetah_positions.yaml", "ppo": "half_cheetah_positions_ppo.yaml"}
+
+
+def last_return(learner: str, seed: int, steps: int, workspace: Path) -> float:
+    """Trains one run to its end; its last evaluation's mean return."""
+    name = f"positions_{learner}_{seed}"
+    settings = [f"seed={seed}", f"num_steps={steps}", "video=false"]
+    command = [sys.executable, "train.py", "--name", name, "--workspace", str(workspace)]
+    if (workspace / name).exists():
+        command += ["--resume"]
+    else:
+        command += ["--config", f"examples/{EXAMPLES[learner]}"]
+        command += [part for setting in settings for part in ("--set", setting)]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in (workspace / name / "metrics.jsonl").read_text().splitlines()]
+    return float([row["eval/return"] for row in rows if "eval/return" in row][-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workspace", type=Path, default=ROOT / "workspace")
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    arguments.workspace = arguments.workspace.resolve()
+    returns: dict[str, list[float]] = {learner: [] for learner in EXAMPLES}
+    for seed in arguments.seeds:
+        for learner in EXAMPLES:
+            returns[learner].append(last_return(learner, seed, arguments.steps, arguments.workspace))
+            print(f"{learner:14s} seed {seed}: {returns[learner][-1]:7,.0f}", flush=True)
+    for learner, values in returns.items():
+        print(f"{learner:14s} median {statistics.median(values):7,.0f} after {arguments.steps:,} steps")
+
+
+if __name__ == "__main__":
+    main()
