@@ -54,8 +54,7 @@ class Assignments:
     def begin_command(self, i: int, rng: np.random.Generator) -> None:
         """The episode's first command, and how long its first skill lasts."""
         self.begin_skill(i, int(self.skill[i]), rng, 0.0)
-        if self._switch is not None:
-            self.skill_ends[i] = rng.uniform(*self._switch)
+        self.time_skill(i, rng, 0.0)
 
     def draw_command(self, i: int, rng: np.random.Generator, now: float) -> None:
         """Another command of its task for body i, `now` s after its episode began."""
@@ -79,12 +78,14 @@ class Assignments:
         self.follow_skills(np.array([i]))
         self.draw_command(i, rng, now)
 
-    def next_skill(self, i: int, rng: np.random.Generator, now: float) -> int:
-        """The skill (an index) that body i goes on with, and until when, drawn."""
-        skill = self.sampler.draw_next(rng, int(self.skill[i]), self._next_shares)
-        assert self._switch is not None
-        self.skill_ends[i] = now + rng.uniform(*self._switch)
-        return skill
+    def next_skill(self, i: int, rng: np.random.Generator) -> int:
+        """The skill (an index) that body i is to go on with, drawn."""
+        return self.sampler.draw_next(rng, int(self.skill[i]), self._next_shares)
+
+    def time_skill(self, i: int, rng: np.random.Generator, now: float) -> None:
+        """Draws until when body i's skill lasts, which it got `now` s after its episode began."""
+        if self._switch is not None:
+            self.skill_ends[i] = now + rng.uniform(*self._switch)
 
     def new_commands(self, now: Array, goes_on: NDArray[np.bool_], rngs: list[np.random.Generator]) -> NDArray[np.intp]:
         """Draws other commands where those of episodes that go on have been held long enough; returns for which bodies."""

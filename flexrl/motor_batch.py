@@ -254,7 +254,8 @@ class MotorBatch:
         for i in map(int, due):
             before = int(self.asked.skill[i])
             self.asked.ended(before, bool(success[i]))
-            self.begin_skill(i, self.asked.next_skill(i, self.rngs[i], float(now[i])))
+            self.begin_skill(i, self.asked.next_skill(i, self.rngs[i]))
+            self.asked.time_skill(i, self.rngs[i], float(now[i]))
             switches[i] = Switch(self.skills[before], self.skills[self.asked.skill[i]], bool(success[i]))
         return switches
 
