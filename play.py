@@ -85,6 +85,8 @@ def main() -> None:
         raise UserError("--config: a snapshot brings its own world; leave --config away")
     if arguments.task and not isinstance(settings.world, MotorSettings):
         raise UserError(f"--task {arguments.task}: {settings.world.id} has a reward of its own; leave --task away")
+    if arguments.task not in (None, getattr(settings.world, "task", None)) and snapshot and settings.world.goal:
+        raise UserError("--task: a policy that sees its goal is played at its own tasks; leave --task away")
     world_settings = evaluation_settings(settings.world, arguments.episodes, arguments.physics, arguments.task)
     world = make_world(choose_skill(check_task(world_settings), arguments.skill), arguments.seed)
     with contextlib.closing(world):

@@ -19,6 +19,7 @@ from flexrl.evaluation import run_episodes
 from flexrl.motor_world import MotorWorld
 from flexrl.policies import Policy, load_policy, open_snapshot
 from flexrl.reference import SETTLING
+from flexrl.rewards import FALLEN_HEIGHT
 from flexrl.worlds import evaluation_settings, only_skill
 
 ERRORS = ("rms_speed_error", "rms_yaw_rate_error")
@@ -47,7 +48,7 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
     before = batch.asked.skill.copy()
     after = (before + 1 + (all_ids // num_skills) % (num_skills - 1)) % num_skills
     assert np.array_equal(before, all_ids % num_skills)
-    fell = np.zeros(num_envs, bool)
+    fell, lying = np.zeros(num_envs, bool), batch.skills.index("recover")
 
     def go(seconds: float) -> None:
         nonlocal obs, fell
@@ -55,6 +56,7 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
             action = policy.act(obs)
             obs, _, done, infos = world.step(action)
             fell |= done & [bool(info.get("terminated")) for info in infos]
+            fell |= (before != lying) & (batch.physics.qpos[:, 2] < FALLEN_HEIGHT)  # what begins lying ends by no fall
             policy.reset(done)
         obs = batch.observe(action)
 
@@ -87,9 +89,10 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100, help="of each skill; 0: skip")
     parser.add_argument("--repeats", type=int, default=10, help="of each pair of skills; 0: skip")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--physics", choices=["v5", "fast"], default="v5", help="fast: what it was trained in")
     args = parser.parse_args()
     snapshot = open_snapshot(args.model)
-    world_settings = evaluation_settings(snapshot.settings.world, max(1, args.episodes), "v5")
+    world_settings = evaluation_settings(snapshot.settings.world, max(1, args.episodes), args.physics)
     policy = load_policy(snapshot)
     if args.episodes:
         success_by_skill(policy, world_settings, args.seed)

@@ -11,12 +11,25 @@ from numpy.typing import NDArray
 from flexrl.curriculum import Curriculum
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.physics import ALL, Array, Body
-from flexrl.rewards import never
+from flexrl.resets import FallenPoses
 from flexrl.skill_sampling import SkillSampler
 from flexrl.tasks import Task
 
 LOOSE_SHARE = 0.25  # of what its weight gives a skill of bodies that lie, where a body on its feet goes on
 ARRAYS = ("skill", "command", "phrase", "command_ends", "skill_ends")
+
+
+def pack_parts(parts: list[tuple[str, Any]]) -> dict[str, NDArray[Any]]:
+    """The states of named parts as one, each key behind its part's name."""
+    return {f"{name}.{key}": array for name, part in parts for key, array in part.get_state().items()}
+
+
+def unpack_parts(parts: list[tuple[str, Any]], state: Mapping[str, NDArray[Any]]) -> None:
+    """Puts named parts where `pack_parts` read them; one that did not exist then begins anew."""
+    for name, part in parts:
+        own = {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
+        if own:
+            part.set_state(own)
 
 
 class Assignments:
@@ -27,7 +40,7 @@ class Assignments:
         self.skills, self.tasks = list(resolved), [task for task, _ in resolved.values()]
         self.sampler = SkillSampler(settings.sampling, {name: weight for name, (_, weight) in resolved.items()})
         self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
-        self.loose = np.array([task.fallen is never for task in self.tasks])  # may lie, (num_tasks,)
+        self.loose = np.array([isinstance(task.reset, FallenPoses) for task in self.tasks])  # begins lying, (num_tasks,)
         self.phrases = [phrase for task in self.tasks for phrase in task.words]
         self._first_phrase = np.cumsum([0, *(len(task.words) for task in self.tasks)])  # of each task, and the end
         self._words = "embedding" in settings.goal
@@ -110,15 +123,14 @@ class Assignments:
     def get_state(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""
         state = {name: getattr(self, name).copy() for name in ARRAYS}
-        return state | {f"{name}.{key}": array for name, part in self._parts() for key, array in part.get_state().items()}
+        return state | pack_parts(self._parts())
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on exactly where `get_state` was taken."""
         for name in ARRAYS:
             setattr(self, name, state[name].copy())
         self.follow_skills(ALL)
-        for name, part in self._parts():
-            part.set_state({key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")})
+        unpack_parts(self._parts(), state)
 
     def _parts(self) -> list[tuple[str, Any]]:
         parts: list[tuple[str, Any]] = [("sampler", self.sampler)]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flexrl.physics import ALL, Array, Physics
 
+UPRIGHT = 0.9  # cosine of the torso's tilt up to which a body stands
 MOVING = 0.1  # m/s and rad/s: a command smaller than this in all its parts asks to stand still
 
 
@@ -125,6 +126,11 @@ class State:
     def stepping(self) -> NDArray[np.bool_]:
         """Whether the feet are to follow the clock, (num_envs,)."""
         return (self.gait_frequency > 0) & (np.abs(self.command).max(axis=1) >= MOVING)
+
+    @cached_property
+    def standing(self) -> NDArray[np.bool_]:
+        """Whether the torso is upright and high, (num_envs,)."""
+        return (self.up[:, 2] > UPRIGHT) & (self.height > self.physics.body.upright_height)
 
     @cached_property
     def body_velocity(self) -> Array:

@@ -59,7 +59,7 @@ class MotorEnv(gymnasium.Env):
             info["switch"] = result.switches[0]
         ended = bool(result.terminated[0]), bool(result.truncated[0])
         if any(ended):
-            self.batch.asked.ended(int(self.batch.asked.skill[0]), bool(self.batch.success(result.terminated)[0]))
+            self.batch.ended(0, bool(self.batch.success(result.terminated)[0]))
         return result.obs[0], float(result.reward[0]), ended[0], ended[1], info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]

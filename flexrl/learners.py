@@ -22,6 +22,7 @@ from flexrl.networks import MirroredActorCriticPolicy
 from flexrl.on_policy import one_thread
 from flexrl.ppo import PPO
 from flexrl.randomness import random_state, set_random_state
+from flexrl.recurrent_ppo import RecurrentPPO
 from flexrl.replay import MappedNStepReplayBuffer, MappedReplayBuffer, Replay
 from flexrl.worlds import mirrors_of
 
@@ -104,7 +105,7 @@ class Learner:
                     model.learning_starts,
                 )
         else:
-            with contextlib.nullcontext() if isinstance(model, PPO) else one_thread():
+            with contextlib.nullcontext() if isinstance(model, (PPO, RecurrentPPO)) else one_thread():
                 model.collect_rollouts(self.world, self._callback, model.rollout_buffer, model.n_steps)
             model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
         middle, num_steps = time.perf_counter(), model.num_timesteps - steps_before

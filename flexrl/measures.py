@@ -12,7 +12,6 @@ from flexrl.body_state import State
 from flexrl.physics import Array
 from flexrl.reference import SETTLING
 
-UPRIGHT = 0.9  # cosine of the torso's tilt
 HELD = 2.0  # s upright, without a break, that make it stand
 FIELDS = (
     *("num_counted", "errors", "squares", "drift", "upright_for", "upright_at"),
@@ -61,8 +60,7 @@ class Measures:
             self.settling = np.maximum(self.settling - dt, 0.0)
             self.anchor = np.where(self.settling[:, None] > 0, ground_position, self.anchor)
         self.drift = np.maximum(self.drift, np.sqrt(np.sum(np.square(ground_position - self.anchor), axis=1)))
-        upright = (state.up[:, 2] > UPRIGHT) & (state.height > state.physics.body.upright_height)
-        self.upright_for = np.where(upright, self.upright_for + dt, 0.0)
+        self.upright_for = np.where(state.standing, self.upright_for + dt, 0.0)
         stands = (self.upright_for >= HELD) & np.isinf(self.upright_at)
         self.upright_at = np.where(stands, self.elapsed - self.upright_for, self.upright_at)
 

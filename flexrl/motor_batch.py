@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from flexrl.assignments import Assignments
+from flexrl.assignments import Assignments, pack_parts, unpack_parts
 from flexrl.body_state import State, columns
 from flexrl.goals import GOALS, Wording
 from flexrl.measures import Measures
@@ -20,7 +20,7 @@ from flexrl.physics import ALL, BODIES, Array, Physics
 from flexrl.randomise import Randomiser
 from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.reference import SETTLING, Reference
-from flexrl.rewards import Term, contact_cost, healthy, on_course, on_place
+from flexrl.rewards import Term, contact_cost, on_course, on_place
 from flexrl.tasks import HANGING_ARMS, sum_terms
 
 Bools = NDArray[np.bool_]
@@ -51,7 +51,7 @@ class StepResult:
 
 
 class MotorBatch:
-    """`num_envs` bodies at one task: the loop body that the VecEnv and the Gymnasium env share.
+    """`num_envs` bodies at their skills: the loop body that the VecEnv and the Gymnasium env share.
 
     Simulation i draws its starts from its own generator, seeded with seed + i as a Gymnasium env would be.
     """
@@ -134,7 +134,11 @@ class MotorBatch:
         if self.reference is not None:
             self.reference.begin(ids, self.position[ids])
             self._asked_heading[ids], self._asked_place[ids] = (1.0, 0.0), 0.0
-        return self.observation(self._state(self.previous_action[ids], self.position[ids], self.feet[ids], ids))
+        state = self._state(self.previous_action[ids], self.position[ids], self.feet[ids], ids)
+        if self.reference is not None:
+            lies = self.asked.loose[self.asked.skill[ids]][:, None]
+            state.asked_heading = self._asked_heading[ids] = np.where(lies, state.heading, state.asked_heading)
+        return self.observation(state)
 
     def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
@@ -245,15 +249,18 @@ class MotorBatch:
         return len(due) > 0
 
     def _new_skills(self, state: State, done: Bools) -> dict[int, Switch]:
-        """Goes on with another skill where the present one has had its time and the body is on its feet."""
+        """Goes on with another skill where the present one has had its time and the body stands (2 s, if it had to get up)."""
         now = self.num_steps * self.physics.dt
-        due = np.flatnonzero((now >= self.asked.skill_ends) & ~done & healthy(state))
+        ready = state.standing & ~done
+        if self.measures is not None:
+            ready &= ~self.asked.loose[self.asked.skill] | np.isfinite(self.measures.upright_at)
+        due = np.flatnonzero((now >= self.asked.skill_ends) & ready)
         if len(due) == 0:
             return {}
         success, switches = self.success(np.zeros(self.num_envs, bool)), {}
         for i in map(int, due):
             before = int(self.asked.skill[i])
-            self.asked.ended(before, bool(success[i]))
+            self.ended(i, bool(success[i]))
             self.begin_skill(i, self.asked.next_skill(i, self.rngs[i]))
             self.asked.time_skill(i, self.rngs[i], float(now[i]))
             switches[i] = Switch(self.skills[before], self.skills[self.asked.skill[i]], bool(success[i]))
@@ -267,6 +274,17 @@ class MotorBatch:
             self.measures.begin(np.array([i]), self.position[[i]], SETTLING)
         if self.reference is not None:
             self.reference.ask_again(i)
+
+    def ended(self, i: int, success: bool) -> None:
+        """Counts how simulation i's part at its skill came out, unless that says nothing.
+
+        It says nothing of getting up where the body stood when it was asked to, nor of tracking where there was no time to err.
+        """
+        skill = int(self.asked.skill[i])
+        stood = self.steps_before[i] > 0 and self.asked.loose[skill]
+        too_short = success and self.measures is not None and self.measures.num_counted[i] == 0
+        if not (stood or too_short):
+            self.asked.ended(skill, success)
 
     def success(self, fell: Bools) -> Bools:
         """Whether each simulation's episode, ended now, showed its skill; False where the task does not say."""
@@ -288,7 +306,7 @@ class MotorBatch:
             "feet": self.feet.copy(),
             "asked_heading": self._asked_heading.copy(),
             "asked_place": self._asked_place.copy(),
-            **{f"{name}.{key}": array for name, part in self._parts() for key, array in part.get_state().items()},
+            **pack_parts(self._parts()),
         }
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -301,8 +319,9 @@ class MotorBatch:
         self.position = state["position"].copy()
         self.feet = state["feet"].copy()
         self._asked_heading, self._asked_place = state["asked_heading"].copy(), state["asked_place"].copy()
-        for name, part in self._parts():
-            part.set_state({key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")})
+        unpack_parts(self._parts(), state)
+        if self.asked.curriculum is None:
+            self.physics.xfrc_applied[:] = 0.0  # a curriculum that there was before may have carried bodies
 
     def _parts(self) -> list[tuple[str, Any]]:
         """What has a state of its own, by name."""

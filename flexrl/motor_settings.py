@@ -100,8 +100,6 @@ def resolve_tasks(settings: MotorSettings) -> dict[str, tuple[Task, float]]:
             raise ValueError("world.skills: only a mixed world has several; write task: mixed")
         return {settings.task: (_resolve(settings, settings.task), 1.0)}
     weights = {str(name): weight for name, weight in settings.skills.items()} or dict.fromkeys(SKILLS[settings.body], 1.0)
-    if not weights:
-        raise ValueError(f"world.task: the {settings.body} has no skills to mix")
     if sum(weights.values()) <= 0:
         raise ValueError("world.skills: one weight at least must be above 0")
     return {name: (_resolve(settings, name), weight) for name, weight in weights.items()}

@@ -65,7 +65,7 @@ class MotorWorld(VecEnv):
             success = self.batch.success(result.terminated)
             for i in map(int, ids):
                 infos[i] = self._end_of_episode(i, result, bool(success[i]))
-                self.batch.asked.ended(int(self.batch.asked.skill[i]), bool(success[i]))
+                self.batch.ended(i, bool(success[i]))
             result.obs[ids] = self.batch.reset(ids)
             self._sums[:, ids] = self._sums_before[:, ids] = 0
             self._start_x[ids] = self.batch.position[ids, 0]

@@ -38,7 +38,7 @@ class Body:
     fast_steps: int
     fast_timestep: float  # s
     feet: tuple[str, ...]  # geoms, right before left
-    posture: tuple[str, ...]  # joints that a calm gait keeps near the XML's posture
+    posture: tuple[str, ...]  # joints that a calm gait keeps near the posture of its Task
     upright_height: float  # m: the torso of a body that stands is above it
     free: bool  # the root is a free joint (seven positions, six velocities), not three planar ones
 
@@ -100,18 +100,18 @@ def load_model(body: Body, mode: Mode = "v5", servo: bool = False) -> mujoco.MjM
         spec.option.timestep = body.fast_timestep
     if servo:
         for actuator in spec.actuators:
-            _make_servo(actuator, spec.joint(actuator.target))
+            _make_servo(actuator, spec.joint(actuator.target), in_degrees=bool(spec.compiler.degree))
     with warnings.catch_warnings():  # the cheetah's XML is Gymnasium's; its deprecated attribute is not ours to mend
         warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'", UserWarning)
         return spec.compile()
 
 
-def _make_servo(actuator: Any, joint: Any) -> None:
+def _make_servo(actuator: Any, joint: Any, in_degrees: bool) -> None:
     torque = actuator.gear[0] * actuator.ctrlrange[1]  # N m, the motor's greatest
     actuator.gear[0] = 1.0
     actuator.set_to_position(kp=torque / SERVO_ERROR, kv=SERVO_DAMPING * torque / SERVO_ERROR)
     actuator.forcelimited, actuator.forcerange = True, np.array([-torque, torque])
-    actuator.ctrllimited, actuator.ctrlrange = True, np.deg2rad(joint.range)
+    actuator.ctrllimited, actuator.ctrlrange = True, np.deg2rad(joint.range) if in_degrees else joint.range
 
 
 class Physics:

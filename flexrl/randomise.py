@@ -13,6 +13,10 @@ from flexrl.config import Settings
 from flexrl.physics import Physics
 from flexrl.tasks import Range
 
+# Fields of a model that an actuator's strength is made of, and their columns.
+MOTOR_STRENGTH = [("actuator_gear", [0])]
+SERVO_STRENGTH = [("actuator_gainprm", [0]), ("actuator_biasprm", [1, 2]), ("actuator_forcerange", [0, 1])]
+
 
 class RandomiseSettings(Settings):
     """What differs: each number is a factor on the XML's own value, drawn evenly from [lowest, highest]."""
@@ -58,9 +62,10 @@ class Randomiser:
             self.physics.set_constants()
         if settings.strength is not None:
             factors = np.array([rng.uniform(*settings.strength, size=model.nu) for rng in rngs])
-            gear = self.physics.expand("actuator_gear")
-            gear[:] = model.actuator_gear
-            gear[:, :, 0] *= factors
+            for name, columns in SERVO_STRENGTH if self.physics.servo else MOTOR_STRENGTH:
+                array = self.physics.expand(name)
+                array[:] = getattr(model, name)
+                array[:, :, columns] *= factors[:, :, None]
 
     def begin_episode(self, i: int, rng: np.random.Generator) -> None:
         """Draws when simulation i is pushed first."""

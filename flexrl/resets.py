@@ -37,7 +37,7 @@ class Noise:
 class FallenPoses:
     """On the ground: dropped in a random pose and turn, limp, and left to lie; a planar body on its back.
 
-    A pose costs half a second of physics, so a bank of them is dropped once, all together, and turned about the vertical
+    A pose costs a second of physics, so a bank of them is dropped once, all together, and turned about the vertical
     for each start.
     """
 

@@ -183,8 +183,7 @@ def turned_up(state: State) -> Array:
 
 def calm(state: State) -> Array:
     """1 while an upright body rests, e^-1 at 1 m/s of any kind; 0 while it lies."""
-    upright = (state.up[:, 2] > 0.9) & (state.height > state.physics.body.upright_height)
-    return upright * np.exp(
+    return state.standing * np.exp(
         -np.sum(np.square(state.ground_velocity), axis=1) - 0.1 * np.sum(np.square(state.angular_velocity), axis=1)
     )
 
@@ -192,6 +191,11 @@ def calm(state: State) -> Array:
 def unhealthy(state: State) -> NDArray[np.bool_]:
     """The torso has left 1 to 2 m of height."""
     return ~healthy(state)
+
+
+def upside_down(state: State) -> NDArray[np.bool_]:
+    """The torso's underside is up."""
+    return state.up[:, 2] < 0
 
 
 def never(state: State) -> NDArray[np.bool_]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flexrl import render
+from flexrl.motor_batch import MotorBatch
 from flexrl.motor_settings import MotorSettings
 from flexrl.motor_world import MotorWorld
 from flexrl.physics import Array
@@ -30,11 +32,10 @@ class Tour:
         """A video with the words in its corner, or a row of frames a skill if `path` is a .png; RenderError, UserError."""
         physics = self.world.batch.physics
         if path.suffix.lower() == ".png":
-            steps, low = round(SHOWN / physics.dt), physics.body.upright_height
+            steps = round(SHOWN / physics.dt)
             # of one that gets up its rise, of the others their end
-            shown = {
-                words: states[: 2 * steps] if states[0][2] < low else states[-steps:] for words, states in self.parts.items()
-            }
+            rising = {task.words[0] for task in self.world.batch.tasks if task.name == "recover"}
+            shown = {words: states[: 2 * steps] if words in rising else states[-steps:] for words, states in self.parts.items()}
             render.contact_sheet(path, physics.model, shown, physics.dt, columns=8, size=(160, 200))
             return
         states = [state for part in self.parts.values() for state in part]
@@ -45,8 +46,8 @@ class Tour:
 def go_through_skills(policy: Policy, settings: MotorSettings, seed: int) -> Tour:
     """One episode of a mixed world, SECONDS a skill; getting up comes last, from the ground."""
     settings = settings.model_copy(update={"num_envs": 1})
-    skills = MotorWorld(settings).batch.skills
     tour = Tour(MotorWorld(settings))
+    skills = tour.world.batch.skills
     with forked_randomness(seed):
         for group in ([name for name in skills if name != "recover"], [name for name in skills if name == "recover"]):
             if group:
@@ -60,12 +61,19 @@ def _go_through(policy: Policy, world: MotorWorld, skills: list[str], tour: Tour
     policy.reset(np.ones(1, bool))
     for name in skills:
         if name != skills[0]:
-            batch.begin_skill(0, batch.skills.index(name))
-            obs = batch.observe(batch.previous_action)
-        batch.asked.max_steps[:] = np.iinfo(np.int64).max  # the episode goes on until all were shown
+            obs = _ask_for(batch, name)
         words = batch.tasks[batch.asked.skill[0]].words[0]
         tour.parts[words] = [batch.physics.qpos[0].copy()]
         for _ in range(round(SECONDS / batch.physics.dt)):
+            batch.asked.max_steps[:] = np.iinfo(np.int64).max  # only a fall ends the episode
             obs, _, done, _ = world.step(policy.act(obs))
             policy.reset(done)
+            if done[0]:
+                obs = _ask_for(batch, name)
             tour.parts[words].append(batch.physics.qpos[0].copy())
+
+
+def _ask_for(batch: MotorBatch, name: str) -> NDArray[np.floating]:
+    """Goes on with that skill; returns what is observed then, (1, obs_dim)."""
+    batch.begin_skill(0, batch.skills.index(name))
+    return batch.observe(batch.previous_action)

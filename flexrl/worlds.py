@@ -80,9 +80,8 @@ def evaluation_settings(
     """
     if isinstance(settings, GymnasiumSettings):
         return settings.model_copy(update={"num_envs": num_envs, "subprocesses": False})
-    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced", "switch": None, "curriculum": None} | {
-        "randomise": None
-    }
+    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced"}
+    update |= dict.fromkeys(("switch", "curriculum", "randomise"))
     if physics:
         update["physics"] = physics
     update["skills"] = {name: float(weight > 0) for name, weight in settings.skills.items()}

@@ -273,6 +273,8 @@ def test_a_policy_of_several_skills_is_played_skill_by_skill(tmp_path: Path) -> 
     refused = run(tmp_path, *play, "2", "--skill", "dance")
     assert refused.returncode == 2
     assert refused.stderr.startswith("--skill: this world has no skill 'dance'; it has walk_forward, run_forward, ")
+    elsewhere = run(tmp_path, *play, "2", "--task", "v5")
+    assert (elsewhere.returncode, elsewhere.stderr[:51]) == (2, "--task: a policy that sees its goal is played at it")
 
 
 def test_play_shows_a_table_and_a_copied_snapshot_plays(trained: Path, tmp_path: Path) -> None:
@@ -356,8 +358,9 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("physics", "body_state", "rewards", "resets", "measures", "tasks", "skill_sampling"), 1),
         **dict.fromkeys(("reference", "curriculum", "text_encoders", "randomise"), 1),
         **dict.fromkeys(("observations", "goals", "looks", "render", "viewer"), 1),
-        **dict.fromkeys(("motor_settings", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),
-        **dict.fromkeys(("replay", "networks", "ppo", "lstm", "recurrent_ppo", "learner_settings", "learners"), 3),
+        **dict.fromkeys(("motor_settings", "assignments", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),
+        **dict.fromkeys(("replay", "networks", "mlp", "lstm", "on_policy", "ppo", "recurrent_ppo"), 3),
+        **dict.fromkeys(("learner_settings", "learners"), 3),
         **dict.fromkeys(("policies", "tour", "warm_start", "evaluation", "lineage", "ledger", "plots"), 4),
     }
     files = {path.stem: path for path in (ROOT / "flexrl").glob("*.py") if path.stem != "__init__"}

@@ -14,7 +14,7 @@ from flexrl.motor_world import MotorWorld
 from flexrl.physics import SERVO_ERROR
 from flexrl.policies import ZeroPolicy
 from flexrl.reference import LEAD, SETTLING, Reference
-from flexrl.tasks import Command
+from flexrl.tasks import Command, find_task
 from flexrl.text_encoders import NUM_FEATURES, hashed_ngrams
 from flexrl.tour import SECONDS, go_through_skills
 from flexrl.worlds import evaluation_settings
@@ -176,9 +176,12 @@ def test_servos_have_the_strength_of_the_motors(body: str) -> None:
     strongest = motors.actuator_gear[:, 0] * motors.actuator_ctrlrange[:, 1]  # N m
     np.testing.assert_allclose(servos.actuator_forcerange[:, 1], strongest)
     np.testing.assert_allclose(servos.actuator_gainprm[:, 0] * SERVO_ERROR, strongest)
+    np.testing.assert_allclose(servos.actuator_ctrlrange, motors.jnt_range[motors.actuator_trnid[:, 0]])
     batch.reset(np.arange(1))
     batch.step(np.ones((1, servos.nu), np.float32))
-    assert (np.abs(batch.physics.qfrc_actuator[0]).max() <= strongest.max() + 1e-9).all()
+    forces = batch.physics.qfrc_actuator[0, servos.jnt_dofadr[servos.actuator_trnid[:, 0]]]
+    assert (np.abs(forces) <= strongest + 1e-9).all()
+    assert (np.abs(forces) > 0.01 * strongest).any()
 
 
 def test_words_are_seen_as_vectors_and_mirrored_words_as_mirrored_vectors() -> None:
@@ -241,6 +244,16 @@ def test_each_simulation_has_a_body_of_its_own_that_its_seed_decides() -> None:
     assert evaluation_settings(settings, 2).randomise is None
 
 
+def test_servos_differ_in_strength_not_in_where_they_pull_to() -> None:
+    settings = MotorSettings(num_envs=8, num_threads=1, action="servo", randomise={"strength": (0.5, 0.5)})
+    batch = MotorBatch(settings)
+    model = batch.physics.model
+    np.testing.assert_allclose(batch.physics.expand("actuator_forcerange"), 0.5 * model.actuator_forcerange[None].repeat(8, 0))
+    gain, bias = batch.physics.expand("actuator_gainprm")[:, :, 0], batch.physics.expand("actuator_biasprm")[:, :, 1]
+    np.testing.assert_allclose(gain, 0.5 * model.actuator_gainprm[None, :, 0].repeat(8, 0))
+    np.testing.assert_allclose(bias, -gain)
+
+
 def test_pushes_come_when_they_are_due_and_go_on_exactly() -> None:
     settings = MotorSettings(body="half_cheetah", task="stand_still", num_envs=8, num_threads=1, randomise=RANDOM)
     world, other = MotorWorld(settings, seed=0), MotorWorld(settings, seed=0)
@@ -266,6 +279,69 @@ def test_what_cannot_be_is_refused() -> None:
         resolve_tasks(MotorSettings(switch=(3, 8)))
     with pytest.raises(ValueError, match=r"switch: expected \[lowest, highest\]"):
         resolve_tasks(MotorSettings(task="mixed", switch=(8, 3)))
+
+
+def test_the_half_cheetah_sees_how_far_it_drifted() -> None:
+    batch = MotorBatch(MotorSettings(body="half_cheetah", task="stand_still", goal=["place"], num_envs=1, num_threads=1))
+    batch.reset(np.arange(1))
+    for _ in range(20):
+        batch.step(np.full((1, 6), 0.7, np.float32))
+    drift = batch.measures.drift[0]
+    assert drift > 0.05
+    asked = batch.observe(batch.previous_action)[0, -2:]
+    assert np.abs(asked).max() > 0.02
+
+
+def test_levels_count_only_what_says_something() -> None:
+    """Not getting up where the body stood already, not tracking where there was no time to err."""
+    settings = MotorSettings(task="mixed", num_envs=2, num_threads=1, switch=(3, 8), curriculum={"episodes": 100})
+    batch = MotorBatch(settings, seed=0)
+    batch.reset(np.arange(2))
+    recover, walk = batch.skills.index("recover"), batch.skills.index("walk_forward")
+    batch.num_steps[:] = 10
+    batch.begin_skill(0, recover)
+    batch.begin_skill(1, walk)
+    counted = batch.asked.curriculum.num_ended
+    batch.ended(0, True)
+    batch.ended(1, True)
+    assert counted.sum() == 0
+    batch.ended(1, False)  # a fall says something at once
+    batch.measures.num_counted[1] = 5
+    batch.ended(1, True)
+    assert counted[walk] == 2
+    batch.steps_before[0] = 0  # as if the episode had begun with it
+    batch.measures.num_counted[0] = 5
+    batch.ended(0, True)
+    assert counted[recover] == 1
+
+
+def test_a_run_may_go_on_with_a_curriculum_it_did_not_have_or_without_the_one_it_had() -> None:
+    plain = MotorSettings(task="recover", num_envs=2, num_threads=1)
+    batch, carried = (
+        MotorBatch(plain, seed=0),
+        MotorBatch(plain.model_copy(update={"curriculum": CurriculumSettings()}), seed=0),
+    )
+    for each in (batch, carried):
+        each.reset(np.arange(2))
+        each.step(np.zeros((2, 17), np.float32))
+    assert carried.physics.xfrc_applied.any()
+    without, with_one = batch.get_state(), carried.get_state()
+    batch.set_state(with_one)
+    assert not batch.physics.xfrc_applied.any()
+    carried.set_state(without)
+    np.testing.assert_array_equal(carried.asked.curriculum.levels, [0.0])
+
+
+def test_walking_in_a_circle_is_no_walking_ahead() -> None:
+    measures = MotorWorld(MotorSettings(num_envs=1, num_threads=1)).batch.measures
+    measures.num_counted[:] = 100
+    fell = np.zeros(1, bool)
+    assert all(
+        find_task("humanoid", name).success(measures, fell)[0] for name in ("walk_forward", "run_forward", "stand_still")
+    )
+    measures.errors[0, 2] = 0.2 * 100  # rad/s, summed
+    for name in ("walk_forward", "run_forward", "stand_still"):
+        assert not find_task("humanoid", name).success(measures, fell)[0]
 
 
 def test_the_half_cheetah_gets_up_from_its_back() -> None:

@@ -160,14 +160,15 @@ def test_mixed_world_goes_round_its_skills_and_rewards_each_by_its_own_table() -
     action = np.random.default_rng(0).uniform(-1, 1, (8, 17)).astype(np.float32)
     result = batch.step(action)
     np.testing.assert_allclose(result.terms.sum(axis=0), result.reward)
-    for name in batch.skills:
-        alone = MotorBatch(MotorSettings(task=name, num_envs=1, num_threads=1))
-        i = int(np.flatnonzero(batch.asked.skill == batch.skills.index(name))[0])
-        alone.reset(np.arange(1))
-        alone.physics.set_state(MotorBatch(settings, seed=0).physics.get_state()[:1])
-        its = {term.__name__ for term in alone.tasks[0].rewards}
-        for term, value in zip(batch.term_names, result.terms[:, i], strict=True):
-            assert term in its or value == 0.0
+    for task in batch.tasks:
+        i = int(np.flatnonzero(batch.asked.skill == batch.skills.index(task.name))[0])
+        for term, value in zip(batch.terms, result.terms[:, i], strict=True):
+            assert term in task.rewards or value == 0.0
+    heavier = MotorBatch(settings.model_copy(update={"tasks": {"follow": TaskOverrides(rewards={"upright": 5.0})}}), seed=0)
+    heavier.reset(np.arange(8))
+    expected = result.terms.copy()
+    expected[batch.term_names.index("upright"), batch.skills.index("follow") == batch.asked.skill] *= 10.0
+    np.testing.assert_allclose(heavier.step(action).terms, expected)
 
 
 def test_commands_are_drawn_again_within_an_episode_and_the_state_goes_on_exactly() -> None:
