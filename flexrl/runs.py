@@ -155,6 +155,7 @@ class Run(Generic[S]):
         self.parents = dict(parents or {})
         self.seed: int = getattr(settings, "seed", 0)
         self.stop_signal: int | None = None
+        self._writing = False
         self.num_steps = 0
         self._state: Callable[[], dict[str, bytes]] | None = None
         self._state_is_saved = True
@@ -194,7 +195,8 @@ class Run(Generic[S]):
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.stop_signal = signum
-        raise Stopped(signum)
+        if not self._writing:
+            raise Stopped(signum)
 
     def check_stop(self) -> None:
         """Raises Stopped if a signal came while its exception could not travel (inside a destructor, say)."""
@@ -249,18 +251,25 @@ class Run(Generic[S]):
         snapshots.write(folder, {**files, "lineage.json": lineage})
 
     def _survive(self, what: str, write: Callable[[], object]) -> bool:
+        """Writes; False (and a warning) if the disk refuses. A signal waits: TensorBoard's queue hangs if cut in its locks."""
+        stopped_before, self._writing = self.stop_signal, True
         try:
             write()
+            written = True
+            self._warned.discard(what)
         except OSError as error:
+            written = False
             if what not in self._warned:
                 print(
                     f"{self.folder / what}: not written: {error.strerror or error}; the run goes on without",
                     file=sys.stderr,
                 )
             self._warned.add(what)
-            return False
-        self._warned.discard(what)
-        return True
+        finally:
+            self._writing = False
+        if stopped_before is None:
+            self.check_stop()
+        return written
 
     def log(self, num_steps: int, metrics: Mapping[str, float]) -> None:
         """One line in metrics.jsonl and one point of each metric in TensorBoard."""

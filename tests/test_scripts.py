@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from flexrl import snapshots
+from flexrl.runs import Run
+from train import TrainSettings
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -129,6 +131,25 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(tmp_path: Path, number: signa
     snapshots.check(metrics.parent / "latest")
     how = json.loads((metrics.parent / "lineage.json").read_text())["attempts"][-1]["how"]
     assert how == f"stopped: {number.name}"
+
+
+def test_a_signal_waits_until_what_is_being_written_is_written(tmp_path: Path) -> None:
+    done = []
+
+    def write() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        done.append("written")
+
+    def go() -> None:
+        with Run(tmp_path / "x", TrainSettings()) as run:
+            run._survive("something", write)
+            done.append("went on")
+
+    with pytest.raises(SystemExit) as stopped:
+        go()
+    assert stopped.value.code == 130
+    assert done == ["written"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
