@@ -59,6 +59,7 @@ def two_steps(chosen: TrainSettings) -> None:
     off_policy = hasattr(chosen.learner, "buffer_size")
     small: dict[str, Any] = {"buffer_size": 100, "learning_starts": 0} if off_policy else {"n_steps": 2}
     small |= {"batch_size": 4} if hasattr(chosen.learner, "batch_size") else {}
+    small |= {"chunk_length": 2} if hasattr(chosen.learner, "chunk_length") else {}
     with contextlib.closing(world):
         learner = make_learner(chosen.learner.model_copy(update=small), world, num_steps=4, seed=0, device="cpu")
         while learner.num_steps < 4:
