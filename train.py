@@ -158,7 +158,7 @@ def rehearse(settings: TrainSettings) -> None:
             raise UserError(f"world: {error}") from None
         if settings.normalize_observations and not isinstance(world.observation_space, gymnasium.spaces.Box):
             raise UserError("normalize_observations: this world's observations are no numbers in a box; write false")
-        try:
+        try:  # SB3 raises all of these for what it cannot build
             make_small_learner(settings, world)
         except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"learner: {settings.learner.name} cannot be built: {one_line(error)}") from None

@@ -125,6 +125,7 @@ def _collect(
     return timeouts
 
 
+@torch.no_grad()
 def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[Any]]) -> None:
     """`n_epochs` passes over the minibatches, whose fields have the names of SB3's buffers, and what SB3 logs of them."""
     learner.policy.set_training_mode(True)

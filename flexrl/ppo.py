@@ -36,10 +36,9 @@ class PPO(stable_baselines3.PPO):
         if not self._is_plain():
             super().train()
             return
-        with torch.no_grad():
-            network = _Network(self.policy, self.batch_size)
-            rollout = _Rollout(self.rollout_buffer, network.mirrored)
-            update(self, network, lambda: rollout.minibatches(self.batch_size))
+        network = _Network(self.policy, self.batch_size)
+        rollout = _Rollout(self.rollout_buffer, network.mirrored)
+        update(self, network, lambda: rollout.minibatches(self.batch_size))
 
     def _is_plain(self) -> bool:
         return type(self.policy) in (ActorCriticPolicy, MirroredActorCriticPolicy) and is_plain(self)

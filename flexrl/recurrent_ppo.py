@@ -68,9 +68,8 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         if not self._is_plain():
             super().train()
             return
-        with torch.no_grad():
-            rows = max(self.batch_size, self.chunk_length)
-            update(self, _Network(self.policy, rows), lambda: self.rollout_buffer.get(self.batch_size))
+        rows = max(self.batch_size, self.chunk_length)
+        update(self, _Network(self.policy, rows), lambda: self.rollout_buffer.get(self.batch_size))
 
     def _is_plain(self) -> bool:
         policy = self.policy

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +19,10 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
+from flexrl.provenance import here, now
 
 S = TypeVar("S", bound=Settings)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-PACKAGES = ("mujoco", "gymnasium", "numpy", "stable-baselines3", "sb3-contrib", "torch")
 EXIT_USER_ERROR = 2
 EXIT_OUT_OF_RESOURCES = 75
 
@@ -208,7 +204,7 @@ class Run(Generic[S]):
             signal.signal(number, signal.SIG_IGN)  # what follows must not be cut; it takes a second or two
         saved = self.save(force=True)
         how = "finished" if error is None else f"stopped: {error}" if isinstance(error, Stopped) else f"failed: {error!r}"
-        self.lineage["attempts"][-1] |= {"end": _now(), "how": how, "to_step": self.num_steps}
+        self.lineage["attempts"][-1] |= {"end": now(), "how": how, "to_step": self.num_steps}
         self._survive("lineage.json", self._write_lineage)
         self._survive("metrics.jsonl", self._metrics.close)
         if self._writer is not None:
@@ -297,7 +293,7 @@ class Run(Generic[S]):
             self._epoch -= json.loads(lines[-1])["time/seconds"]
 
     def _begin_lineage(self, resuming: bool) -> dict[str, Any]:
-        attempt = {"start": _now(), "from_step": 0, "command": " ".join(sys.argv), "how": "running", **_here()}
+        attempt = {"start": now(), "from_step": 0, "command": " ".join(sys.argv), "how": "running", **here()}
         path = self.folder / "lineage.json"
         if path.is_file():
             try:
@@ -357,49 +353,3 @@ def list_runs(workspace: Path) -> list[Path]:
     if not workspace.is_dir():
         raise UserError(f"{workspace}: no such folder; train something first, or name another with --workspace")
     return sorted(path.parent for path in workspace.glob("*/config.yaml"))
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _here() -> dict[str, Any]:
-    """Code, packages and hardware that an attempt runs on."""
-    return {
-        **code_version(Path(__file__).parent.parent),
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "hardware": {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count(), **_gpus()},
-    }
-
-
-def code_version(root: Path) -> dict[str, str | None]:
-    """The git commit of the code and a hash of what is not committed; null outside a checkout."""
-    commit = _git(root, "rev-parse", "HEAD")
-    diff = _git(root, "diff", "HEAD") if commit else None
-    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
-    return {"git_commit": commit.strip() if commit else None, "git_diff_sha256": digest}
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor()
-
-
-def _gpus() -> dict[str, list[str]]:
-    import torch
-
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"gpus": names} if names else {}

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 import report
-from flexrl import ledger, lineage, plots, runs, snapshots, words
+from flexrl import ledger, lineage, plots, provenance, runs, snapshots, words
 from flexrl.config import Settings, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +164,7 @@ def test_a_real_run_is_read_as_it_writes(workspace, monkeypatch):
         num_steps: int = 20
         seed: int = 7
 
-    monkeypatch.setattr(runs, "_gpus", dict)  # they cost an import of torch, here and for TensorBoard
+    monkeypatch.setattr(provenance, "_gpus", dict)  # they cost an import of torch, here and for TensorBoard
     run = runs.Run(workspace / "real", TinySettings(), parents={"somewhere": "f" * 64})
     run._writer = type("Writer", (), {"add_scalar": lambda *_: None, "close": lambda _: None})()
     with run:

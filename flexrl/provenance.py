@@ -1,0 +1,62 @@
+"""Where a result comes from: the code, the packages and the machine that an attempt runs on, and when."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("mujoco", "gymnasium", "numpy", "stable-baselines3", "sb3-contrib", "torch")
+
+
+def now() -> str:
+    """The time, UTC, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def here() -> dict[str, Any]:
+    """Code, packages and hardware that an attempt runs on."""
+    return {
+        **code_version(Path(__file__).parent.parent),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count(), **_gpus()},
+    }
+
+
+def code_version(root: Path) -> dict[str, str | None]:
+    """The git commit of the code and a hash of what is not committed; null outside a checkout."""
+    commit = _git(root, "rev-parse", "HEAD")
+    diff = _git(root, "diff", "HEAD") if commit else None
+    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
+    return {"git_commit": commit.strip() if commit else None, "git_diff_sha256": digest}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor()
+
+
+def _gpus() -> dict[str, list[str]]:
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"gpus": names} if names else {}
