@@ -94,7 +94,7 @@ _LIMITS: dict[str, dict[str, float]] = {
 
 def parameters_of(algorithm: type[BaseAlgorithm]) -> dict[str, inspect.Parameter]:
     """What its constructor takes by name, those that it passes on to its parent's among them."""
-    own = inspect.signature(algorithm.__init__).parameters
+    own = inspect.signature(algorithm.__init__, eval_str=True).parameters
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
         return dict(own)
     named = {name: p for name, p in own.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
@@ -164,10 +164,10 @@ LearnerSettings = choice("name", SETTINGS, default="ppo")
 def check_fit(settings: Any, world: Any) -> None:
     """ValueError with a sentence if these learner settings cannot work on a world of these settings."""
     has_mirror = world.kind == "motor" and world.body == "humanoid" and world.observation != "v5"
-    for name in ("learning_rate", "clip_range", "clip_range_vf"):
+    for name in ("learning_rate", "clip_range", "clip_range_vf", "max_action_std"):
         value = getattr(settings, name, None)
         if value is not None and min([value.start, value.end] if isinstance(value, Schedule) else [value]) <= 0:
-            raise ValueError(f"learner.{name}: expected numbers above 0, such as 3e-4")
+            raise ValueError(f"learner.{name}: expected numbers above 0")
     if getattr(settings, "optimize_memory_usage", False):
         raise ValueError("learner.optimize_memory_usage: SB3 cannot do it for episodes that time ends; write false")
     freq = getattr(settings, "train_freq", 1)

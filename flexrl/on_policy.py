@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
@@ -73,6 +73,22 @@ def is_plain(learner: Any) -> bool:
         and not policy.use_sde
         and policy.activation_fn in IN_PLACE
     )
+
+
+def noise_bound(learner: Any, bound: float | Callable[[float], float] | None) -> Callable[[float], float] | None:
+    """`max_action_std` as a function of the remaining progress; ValueError if the policy has no such noise."""
+    if bound is None:
+        return None
+    if not isinstance(learner.action_space, spaces.Box) or learner.use_sde:
+        raise ValueError("max_action_std: only actions that are numbers have Gaussian noise, and use_sde another; write null")
+    return FloatSchedule(bound)
+
+
+def bound_noise(learner: Any) -> None:
+    """Lowers the standard deviations of actions to `max_action_std` of the run's progress where they are above it."""
+    if learner.max_action_std is not None:
+        highest = learner.max_action_std(learner._current_progress_remaining)
+        learner.policy.log_std.data.clamp_(max=math.log(highest))
 
 
 def roll_out(learner: Any, env: VecEnv, callback: BaseCallback, buffer: Any, n_rollout_steps: int, player: Player) -> bool:

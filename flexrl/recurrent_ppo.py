@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flexrl.lstm import Stepper, backward_layer, forward_layer, is_written_out, layer_weights, run_lstm
 from flexrl.mlp import Tower
-from flexrl.on_policy import Timeouts, is_plain, one_thread, roll_out, update
+from flexrl.on_policy import Timeouts, bound_noise, is_plain, noise_bound, one_thread, roll_out, update
 
 Memory = tuple[Tensor, Tensor]  # hidden and cell, both (num_layers, num_sequences, size)
 
@@ -28,14 +28,23 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     sb3-contrib cuts a rollout at the ends of episodes and pads the pieces one by one, to the length of the longest. Here
     every piece has the same length and an episode may end within it, where the memory is cleared; a gradient goes back to
-    the chunk's beginning. With chunks as long as the rollout both are the same.
+    the chunk's beginning. With chunks as long as the rollout both are the same. `max_action_std` is PPO's (ppo.py).
     """
 
     _last_lstm_states: RNNStates
 
-    def __init__(self, policy: Any, env: Any, *args: Any, chunk_length: int = 16, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        *args: Any,
+        chunk_length: int = 16,
+        max_action_std: float | Callable[[float], float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.chunk_length = chunk_length
         super().__init__(policy, env, *args, **kwargs)
+        self.max_action_std = noise_bound(self, max_action_std)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -55,6 +64,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Fills the buffer with `n_rollout_steps` steps of every env; False if the callback ended it before."""
+        bound_noise(self)
         if not self._is_plain():
             with one_thread():
                 return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)

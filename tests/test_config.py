@@ -143,6 +143,7 @@ def test_another_learner_does_not_inherit_the_first_ones_settings(tmp_path: Path
         (["learner={name: sac, target_entropy: foo}"], "could not convert string to float: 'foo'"),
         (["learner={name: sac, policy_kwargs: {net_arch: {pi: [8], vf: [8]}}}"], "no key 'qf'"),
         (["learner.name=sac", "world={kind: gymnasium, id: CartPole-v1}"], "action spaces"),
+        (["learner.max_action_std=0.2", "world={kind: gymnasium, id: CartPole-v1}"], "max_action_std: only actions that are"),
         (["world={kind: gymnasium, id: FrozenLake-v1}"], "normalize_observations: "),
         (["world={kind: gymnasium, id: Blackjack-v1}"], "a Tuple space cannot be put into a snapshot"),
         (["device=cuda:99"], "device: there is no cuda:99"),

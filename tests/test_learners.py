@@ -49,7 +49,10 @@ def weights(learner: Learner) -> dict[str, np.ndarray]:
     return learner.policy_arrays() | {f"norm/{key}": value for key, value in learner.normaliser_arrays().items()}
 
 
-@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in LEARNERS), ("sac", {"action_noise": {"sigma": 0.1}})])
+NOISE = [("sac", {"action_noise": {"sigma": 0.1}}), ("ppo", {"max_action_std": {"start": 0.5, "end": 0.1}})]
+
+
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in LEARNERS), *NOISE])
 def test_a_restored_learner_goes_on_bit_for_bit(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """n rollouts, the state through files, n more in a fresh learner: the same weights as 2 n rollouts.
 
@@ -134,6 +137,21 @@ def test_schedules_and_networks_reach_sb3() -> None:
     assert model.clip_range(0.3) == pytest.approx(0.1)
     assert isinstance(model.policy, MirroredActorCriticPolicy)
     assert model.policy.action_net.in_features == 32
+
+
+@pytest.mark.parametrize("name", ["ppo", "recurrent_ppo"])
+def test_the_noise_of_actions_stays_below_its_bound(name: str) -> None:
+    learner = small_learner(name, None, MotorSettings(num_envs=2, num_threads=1), max_action_std={"start": 0.5, "end": 0.1})
+    model: Any = learner.model
+    learner.total_steps = 4 * model.n_steps * model.n_envs
+    log_std = model.policy.log_std
+    with torch.no_grad():
+        log_std[0] = np.log(0.02)  # what is below is left to PPO
+    for bound in (0.5, 0.4, 0.3):
+        learner.improve()
+        std = log_std.exp().detach().numpy()
+        assert np.abs(std[1:] / bound - 1).max() < 0.05  # an update moves it a little
+        assert std[0] < 0.03
 
 
 def test_mirrored_policy_answers_the_mirror_with_the_mirror() -> None:
