@@ -22,8 +22,8 @@ train: $(VENV)/.installed  ## train the humanoid to walk (workspace/humanoid_wal
 play: $(VENV)/.installed  ## watch the shipped skills: a table, and play.mp4 (MODEL=workspace/NAME/best for yours)
 	$(RUN) play.py --model $(MODEL) --episodes 8 --video play.mp4
 
-test: $(VENV)/.installed  ## run the tests
-	$(RUN) -m pytest
+test: $(VENV)/.installed  ## run the tests, as many at a time as there are cores
+	$(RUN) -m pytest -n auto --dist worksteal
 
 check: $(VENV)/.installed  ## formatter, linter and types
 	$(RUN) -m ruff format --check .

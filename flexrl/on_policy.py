@@ -75,13 +75,19 @@ def is_plain(learner: Any) -> bool:
     )
 
 
-def noise_bound(learner: Any, bound: float | Callable[[float], float] | None) -> Callable[[float], float] | None:
-    """`max_action_std` as a function of the remaining progress; ValueError if the policy has no such noise."""
-    if bound is None:
-        return None
-    if not isinstance(learner.action_space, spaces.Box) or learner.use_sde:
+def set_limits(learner: Any, max_action_std: float | Callable[[float], float] | None, bounds_coef: float) -> None:
+    """Keeps what is ours beyond SB3's arguments; ValueError if the policy has no such thing.
+
+    `max_action_std`, a number or a function of the remaining progress, bounds the noise of actions from above: PPO itself
+    lowers it late, if at all. `bounds_coef` weighs the squared distance of mean actions from the action space in the loss:
+    beyond its bounds an action changes nothing, so nothing else brings it back, and the policy ends as an on-off switch.
+    """
+    learner.max_action_std = None if max_action_std is None else FloatSchedule(max_action_std)
+    learner.bounds_coef = bounds_coef
+    if max_action_std is not None and (not isinstance(learner.action_space, spaces.Box) or learner.use_sde):
         raise ValueError("max_action_std: only actions that are numbers have Gaussian noise, and use_sde another; write null")
-    return FloatSchedule(bound)
+    if bounds_coef and not learner._is_plain():
+        raise ValueError("bounds_coef: only for a plain or mirrored MLP, or one LSTM, on a CPU; write 0")
 
 
 def bound_noise(learner: Any) -> None:
@@ -166,7 +172,7 @@ def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[An
         learner._n_updates += 1
         if over:
             break
-    policy_loss, value_loss, clip_fraction, _, entropy, loss = torch.stack(logged).double().numpy().T
+    policy_loss, value_loss, clip_fraction, _, entropy, bounds_loss, loss = torch.stack(logged).double().numpy().T
     values, returns = learner.rollout_buffer.values.flatten(), learner.rollout_buffer.returns.flatten()
     record = learner.logger.record
     record("train/entropy_loss", -entropy.mean())
@@ -175,6 +181,8 @@ def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[An
     record("train/approx_kl", float(torch.stack(divergences).mean()))
     record("train/clip_fraction", clip_fraction.mean())
     record("train/loss", loss[-1])
+    if learner.bounds_coef:
+        record("train/bounds_loss", bounds_loss.mean())
     record("train/explained_variance", explained_variance(values, returns))
     record("train/std", float(learner.policy.log_std.exp().mean()))
     record("train/n_updates", learner._n_updates, exclude="tensorboard")
@@ -186,7 +194,7 @@ def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[An
 def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, clip_range_vf: float | None) -> Tensor:
     """Writes the loss's gradient into the parameters' `.grad`.
 
-    Returns policy loss, value loss, clipped share, approximate KL, entropy and loss, (6,).
+    Returns policy loss, value loss, clipped share, approximate KL, entropy, loss of the bounds and loss, (7,).
     """
     mean, values = network.forward(batch)
     log_std = learner.policy.log_std
@@ -215,11 +223,18 @@ def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, cl
 
     weighted = noise * to_log_prob
     log_std.grad.copy_((weighted * noise).sum(dim=0) - to_log_prob.sum() - learner.ent_coef)
-    network.backward(weighted * torch.exp(-log_std), to_values)
+    to_mean = weighted * torch.exp(-log_std)
+    bounds_loss = torch.zeros(())
+    if learner.bounds_coef:
+        low, high = torch.from_numpy(learner.action_space.low), torch.from_numpy(learner.action_space.high)
+        beyond = mean - mean.clamp(low, high)
+        bounds_loss = beyond.square().sum(dim=1).mean()
+        to_mean += beyond * (2 * learner.bounds_coef / size)
+    network.backward(to_mean, to_values)
     entropy = constant + 0.5 * len(log_std)
     clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
-    loss = policy_loss - learner.ent_coef * entropy + learner.vf_coef * value_loss
-    return torch.stack([policy_loss, value_loss, clip_fraction, (ratio - 1 - log_ratio).mean(), entropy, loss])
+    loss = policy_loss - learner.ent_coef * entropy + learner.vf_coef * value_loss + learner.bounds_coef * bounds_loss
+    return torch.stack([policy_loss, value_loss, clip_fraction, (ratio - 1 - log_ratio).mean(), entropy, bounds_loss, loss])
 
 
 def _log_constant(log_std: Tensor) -> Tensor:

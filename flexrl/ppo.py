@@ -15,19 +15,25 @@ from torch import Tensor
 
 from flexrl.mlp import Tower
 from flexrl.networks import MirroredActorCriticPolicy
-from flexrl.on_policy import Timeouts, bound_noise, is_plain, noise_bound, one_thread, roll_out, update
+from flexrl.on_policy import Timeouts, bound_noise, is_plain, one_thread, roll_out, set_limits, update
 
 
 class PPO(stable_baselines3.PPO):
     """Stable-Baselines3's PPO: the same samples, losses, minibatches, log and optimiser, to rounding, in less time.
 
-    See on_policy.py for how. Policies of another kind, and other devices, take SB3's way. `max_action_std`, a number or a
-    function of the remaining progress, bounds the noise of actions from above: PPO itself lowers it late, if at all.
+    See on_policy.py for how. Policies of another kind, and other devices, take SB3's way.
+    `max_action_std` and `bounds_coef` are in on_policy.set_limits; by default neither is there.
     """
 
-    def __init__(self, *args: Any, max_action_std: float | Callable[[float], float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        max_action_std: float | Callable[[float], float] | None = None,
+        bounds_coef: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.max_action_std = noise_bound(self, max_action_std)
+        set_limits(self, max_action_std, bounds_coef)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Fills the buffer with `n_rollout_steps` steps of every env; False if the callback ended it before."""

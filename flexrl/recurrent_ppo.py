@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flexrl.lstm import Stepper, backward_layer, forward_layer, is_written_out, layer_weights, run_lstm
 from flexrl.mlp import Tower
-from flexrl.on_policy import Timeouts, bound_noise, is_plain, noise_bound, one_thread, roll_out, update
+from flexrl.on_policy import Timeouts, bound_noise, is_plain, one_thread, roll_out, set_limits, update
 
 Memory = tuple[Tensor, Tensor]  # hidden and cell, both (num_layers, num_sequences, size)
 
@@ -28,7 +28,8 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     sb3-contrib cuts a rollout at the ends of episodes and pads the pieces one by one, to the length of the longest. Here
     every piece has the same length and an episode may end within it, where the memory is cleared; a gradient goes back to
-    the chunk's beginning. With chunks as long as the rollout both are the same. `max_action_std` is PPO's (ppo.py).
+    the chunk's beginning. With chunks as long as the rollout both are the same. `max_action_std` and `bounds_coef` are PPO's
+    (ppo.py).
     """
 
     _last_lstm_states: RNNStates
@@ -40,11 +41,12 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         *args: Any,
         chunk_length: int = 16,
         max_action_std: float | Callable[[float], float] | None = None,
+        bounds_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.chunk_length = chunk_length
         super().__init__(policy, env, *args, **kwargs)
-        self.max_action_std = noise_bound(self, max_action_std)
+        set_limits(self, max_action_std, bounds_coef)
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -12,7 +12,7 @@ import stable_baselines3
 import torch
 from stable_baselines3.common.utils import set_random_seed
 
-from flexrl import config, snapshots
+from flexrl import config, on_policy, ppo, recurrent_ppo, snapshots
 from flexrl.config import UserError
 from flexrl.learner_settings import LEARNERS, SETTINGS, parameters_of
 from flexrl.learners import Learner, make_learner
@@ -49,7 +49,7 @@ def weights(learner: Learner) -> dict[str, np.ndarray]:
     return learner.policy_arrays() | {f"norm/{key}": value for key, value in learner.normaliser_arrays().items()}
 
 
-NOISE = [("sac", {"action_noise": {"sigma": 0.1}}), ("ppo", {"max_action_std": {"start": 0.5, "end": 0.1}})]
+NOISE = [("sac", {"action_noise": {"sigma": 0.1}}), ("ppo", {"max_action_std": {"start": 0.5, "end": 0.1}, "bounds_coef": 0.1})]
 
 
 @pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in LEARNERS), *NOISE])
@@ -152,6 +152,38 @@ def test_the_noise_of_actions_stays_below_its_bound(name: str) -> None:
         std = log_std.exp().detach().numpy()
         assert np.abs(std[1:] / bound - 1).max() < 0.05  # an update moves it a little
         assert std[0] < 0.03
+
+
+@pytest.mark.parametrize("name", ["ppo", "recurrent_ppo"])
+def test_what_bounds_coef_adds_to_the_gradient_is_autograds(name: str) -> None:
+    learner = small_learner(name, None, MotorSettings(num_envs=2, num_threads=1), bounds_coef=0.5)
+    model: Any = learner.model
+    assert learner.improve()["train/bounds_loss"] == 0  # a new policy acts within the bounds
+    policy = model.policy
+    with torch.no_grad():
+        policy.action_net.bias.copy_(torch.linspace(-2, 2, 17))
+    parameters = list(policy.parameters())
+    if name == "ppo":
+        network: Any = ppo._Network(policy, model.batch_size)
+        batch: Any = next(ppo._Rollout(model.rollout_buffer, network.mirrored).minibatches(model.batch_size))
+        mean = policy.get_distribution(batch.observations[: len(batch.actions)]).distribution.mean
+    else:
+        network = recurrent_ppo._Network(policy, model.batch_size)
+        batch = next(iter(model.rollout_buffer.get(model.batch_size)))
+        mean = policy.get_distribution(batch.observations, batch.lstm_states.pi, batch.episode_starts)[0].distribution.mean
+    loss = 0.5 * (mean.abs() - 1).clamp(min=0).square().sum(dim=1).mean()
+    assert loss > 0.1
+    expected = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gradients = on_policy._flat_gradients(policy)
+    found = []
+    for coefficient in (0.5, 0.0):
+        model.bounds_coef = coefficient
+        with torch.no_grad():
+            losses = on_policy._gradients(model, network, batch, 0.2, None)
+        found.append((gradients.clone(), losses))
+    added = torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(parameters, expected, strict=True)])
+    assert torch.allclose(found[0][0] - found[1][0], added, atol=1e-5)
+    assert float(found[0][1][-1] - found[1][1][-1]) == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_mirrored_policy_answers_the_mirror_with_the_mirror() -> None:
