@@ -85,7 +85,7 @@ _LIMITS: dict[str, dict[str, float]] = {
     **{name: {"ge": 1} for name in ("target_update_interval", "lstm_hidden_size", "n_lstm_layers", "n_critics", "n_quantiles")},
     "batch_size": {"ge": 2},
     **{name: {"gt": 0, "le": 1} for name in ("gamma", "gae_lambda", "tau")},
-    **{name: {"ge": 0} for name in ("vf_coef", "bounds_coef", "learning_starts")},
+    **{name: {"ge": 0} for name in ("vf_coef", "bounds_coef", "smooth_coef", "learning_starts")},
     **{name: {"gt": 0} for name in ("max_grad_norm", "target_kl", "rms_prop_eps")},
     "gradient_steps": {"ge": -1},
     "sde_sample_freq": {"ge": -1},

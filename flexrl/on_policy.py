@@ -75,19 +75,26 @@ def is_plain(learner: Any) -> bool:
     )
 
 
-def set_limits(learner: Any, max_action_std: float | Callable[[float], float] | None, bounds_coef: float) -> None:
+def set_limits(
+    learner: Any, max_action_std: float | Callable[[float], float] | None, bounds_coef: float, smooth_coef: float = 0.0
+) -> None:
     """Keeps what is ours beyond SB3's arguments; ValueError if the policy has no such thing.
 
     `max_action_std`, a number or a function of the remaining progress, bounds the noise of actions from above: PPO itself
     lowers it late, if at all. `bounds_coef` weighs the squared distance of mean actions from the action space in the loss:
     beyond its bounds an action changes nothing, so nothing else brings it back, and the policy ends as an on-off switch.
+    `smooth_coef` weighs the squared change of the mean action from one step to the next in the loss (CAPS, Mysore et al.
+    2021): its gradient has no noise, as that of a reward for smooth actions has. Minibatches are of pairs of steps then.
     """
     learner.max_action_std = None if max_action_std is None else FloatSchedule(max_action_std)
-    learner.bounds_coef = bounds_coef
+    learner.bounds_coef, learner.smooth_coef = bounds_coef, smooth_coef
     if max_action_std is not None and (not isinstance(learner.action_space, spaces.Box) or learner.use_sde):
         raise ValueError("max_action_std: only actions that are numbers have Gaussian noise, and use_sde another; write null")
-    if bounds_coef and not learner._is_plain():
-        raise ValueError("bounds_coef: only for a plain or mirrored MLP, or one LSTM, on a CPU; write 0")
+    for name, coefficient in (("bounds_coef", bounds_coef), ("smooth_coef", smooth_coef)):
+        if coefficient and not learner._is_plain():
+            raise ValueError(f"{name}: only for a plain or mirrored MLP, or one LSTM, on a CPU; write 0")
+    if smooth_coef and (learner.n_steps % 2 or learner.batch_size % 2):
+        raise ValueError("smooth_coef: is of pairs of steps; write even numbers for n_steps and batch_size")
 
 
 def bound_noise(learner: Any) -> None:
@@ -172,7 +179,7 @@ def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[An
         learner._n_updates += 1
         if over:
             break
-    policy_loss, value_loss, clip_fraction, _, entropy, bounds_loss, loss = torch.stack(logged).double().numpy().T
+    policy_loss, value_loss, clip_fraction, _, entropy, bounds_loss, smooth_loss, loss = torch.stack(logged).double().numpy().T
     values, returns = learner.rollout_buffer.values.flatten(), learner.rollout_buffer.returns.flatten()
     record = learner.logger.record
     record("train/entropy_loss", -entropy.mean())
@@ -183,6 +190,8 @@ def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[An
     record("train/loss", loss[-1])
     if learner.bounds_coef:
         record("train/bounds_loss", bounds_loss.mean())
+    if learner.smooth_coef:
+        record("train/smooth_loss", smooth_loss.mean())
     record("train/explained_variance", explained_variance(values, returns))
     record("train/std", float(learner.policy.log_std.exp().mean()))
     record("train/n_updates", learner._n_updates, exclude="tensorboard")
@@ -194,7 +203,7 @@ def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[An
 def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, clip_range_vf: float | None) -> Tensor:
     """Writes the loss's gradient into the parameters' `.grad`.
 
-    Returns policy loss, value loss, clipped share, approximate KL, entropy, loss of the bounds and loss, (7,).
+    Returns policy loss, value loss, clipped share, approximate KL, entropy, losses of bounds and of changes, and loss, (8,).
     """
     mean, values = network.forward(batch)
     log_std = learner.policy.log_std
@@ -224,17 +233,25 @@ def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, cl
     weighted = noise * to_log_prob
     log_std.grad.copy_((weighted * noise).sum(dim=0) - to_log_prob.sum() - learner.ent_coef)
     to_mean = weighted * torch.exp(-log_std)
-    bounds_loss = torch.zeros(())
+    bounds_loss = smooth_loss = torch.zeros(())
     if learner.bounds_coef:
         low, high = torch.from_numpy(learner.action_space.low), torch.from_numpy(learner.action_space.high)
         beyond = mean - mean.clamp(low, high)
         bounds_loss = beyond.square().sum(dim=1).mean()
         to_mean += beyond * (2 * learner.bounds_coef / size)
+    if learner.smooth_coef:
+        change = (mean[1::2] - mean[::2]) * batch.joined[:, None]
+        smooth_loss = change.square().sum() / size
+        change *= 2 * learner.smooth_coef / size
+        to_mean[1::2] += change
+        to_mean[::2] -= change
     network.backward(to_mean, to_values)
     entropy = constant + 0.5 * len(log_std)
     clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
-    loss = policy_loss - learner.ent_coef * entropy + learner.vf_coef * value_loss + learner.bounds_coef * bounds_loss
-    return torch.stack([policy_loss, value_loss, clip_fraction, (ratio - 1 - log_ratio).mean(), entropy, bounds_loss, loss])
+    loss = policy_loss - learner.ent_coef * entropy + learner.vf_coef * value_loss
+    loss += learner.bounds_coef * bounds_loss + learner.smooth_coef * smooth_loss
+    divergence = (ratio - 1 - log_ratio).mean()
+    return torch.stack([policy_loss, value_loss, clip_fraction, divergence, entropy, bounds_loss, smooth_loss, loss])
 
 
 def _log_constant(log_std: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class PPO(stable_baselines3.PPO):
     """Stable-Baselines3's PPO: the same samples, losses, minibatches, log and optimiser, to rounding, in less time.
 
     See on_policy.py for how. Policies of another kind, and other devices, take SB3's way.
-    `max_action_std` and `bounds_coef` are in on_policy.set_limits; by default neither is there.
+    `max_action_std`, `bounds_coef` and `smooth_coef` are in on_policy.set_limits; by default none is there.
     """
 
     def __init__(
@@ -30,10 +30,11 @@ class PPO(stable_baselines3.PPO):
         *args: Any,
         max_action_std: float | Callable[[float], float] | None = None,
         bounds_coef: float = 0.0,
+        smooth_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        set_limits(self, max_action_std, bounds_coef)
+        set_limits(self, max_action_std, bounds_coef, smooth_coef)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Fills the buffer with `n_rollout_steps` steps of every env; False if the callback ended it before."""
@@ -50,7 +51,7 @@ class PPO(stable_baselines3.PPO):
             return
         network = _Network(self.policy, self.batch_size)
         rollout = _Rollout(self.rollout_buffer, network.mirrored)
-        update(self, network, lambda: rollout.minibatches(self.batch_size))
+        update(self, network, lambda: rollout.minibatches(self.batch_size, in_pairs=self.smooth_coef > 0))
 
     def _is_plain(self) -> bool:
         return type(self.policy) in (ActorCriticPolicy, MirroredActorCriticPolicy) and is_plain(self)
@@ -134,6 +135,12 @@ class _Minibatch:
         self.observations = rollout.observations[rows]  # (n, obs_dim); mirrored: (2 n, obs_dim)
         self.actions = rollout.actions[ids]
         self.old_values, self.old_log_prob, self.advantages, self.returns = (column[ids] for column in rollout.columns)
+        self._starts, self._ids = rollout.starts, ids
+
+    @property
+    def joined(self) -> Tensor:
+        """Of pairs, whether both steps are of one episode, (n / 2,), 1 or 0."""
+        return 1.0 - self._starts[self._ids[1::2]]
 
 
 class _Rollout:
@@ -144,12 +151,17 @@ class _Rollout:
         self.observations, self.actions = _rows(buffer.observations), _rows(buffer.actions)
         names = ("values", "log_probs", "advantages", "returns")
         self.columns = [_rows(getattr(buffer, name)[..., None])[:, 0] for name in names]
+        self.starts = _rows(buffer.episode_starts[..., None])[:, 0]
         if mirrored is not None:
             self.observations = mirrored.with_mirror_images(self.observations)
 
-    def minibatches(self, size: int) -> Iterator[_Minibatch]:
-        """All samples once, in an order drawn as SB3 draws it, `size` at a time."""
-        order = torch.from_numpy(np.random.permutation(len(self.actions)))
+    def minibatches(self, size: int, in_pairs: bool = False) -> Iterator[_Minibatch]:
+        """All samples once, in an order drawn as SB3 draws it, `size` at a time; or in pairs of a step and the next."""
+        if in_pairs:
+            first = 2 * torch.from_numpy(np.random.permutation(len(self.actions) // 2))
+            order = torch.stack([first, first + 1], dim=1).flatten()
+        else:
+            order = torch.from_numpy(np.random.permutation(len(self.actions)))
         return (_Minibatch(self, ids) for ids in order.split(size))
 
 

@@ -49,7 +49,10 @@ def weights(learner: Learner) -> dict[str, np.ndarray]:
     return learner.policy_arrays() | {f"norm/{key}": value for key, value in learner.normaliser_arrays().items()}
 
 
-NOISE = [("sac", {"action_noise": {"sigma": 0.1}}), ("ppo", {"max_action_std": {"start": 0.5, "end": 0.1}, "bounds_coef": 0.1})]
+NOISE = [
+    ("sac", {"action_noise": {"sigma": 0.1}}),
+    ("ppo", {"max_action_std": {"start": 0.5, "end": 0.1}, "bounds_coef": 0.1, "smooth_coef": 0.1}),
+]
 
 
 @pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in LEARNERS), *NOISE])
@@ -155,8 +158,10 @@ def test_the_noise_of_actions_stays_below_its_bound(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo", "recurrent_ppo"])
-def test_what_bounds_coef_adds_to_the_gradient_is_autograds(name: str) -> None:
-    learner = small_learner(name, None, MotorSettings(num_envs=2, num_threads=1), bounds_coef=0.5)
+def test_what_bounds_and_smoothness_add_to_the_gradient_is_autograds(name: str) -> None:
+    coefficients = {"bounds_coef": 0.5} | ({"smooth_coef": 0.25} if name == "ppo" else {})
+    tasks = {"walk_forward": {"max_steps": 5}}  # an episode begins within the rollout of 8 steps
+    learner = small_learner(name, None, MotorSettings(num_envs=2, num_threads=1, tasks=tasks), **coefficients)
     model: Any = learner.model
     assert learner.improve()["train/bounds_loss"] == 0  # a new policy acts within the bounds
     policy = model.policy
@@ -165,19 +170,28 @@ def test_what_bounds_coef_adds_to_the_gradient_is_autograds(name: str) -> None:
     parameters = list(policy.parameters())
     if name == "ppo":
         network: Any = ppo._Network(policy, model.batch_size)
-        batch: Any = next(ppo._Rollout(model.rollout_buffer, network.mirrored).minibatches(model.batch_size))
+        rollout = ppo._Rollout(model.rollout_buffer, network.mirrored)
+        batch: Any = next(rollout.minibatches(model.batch_size, in_pairs=True))
         mean = policy.get_distribution(batch.observations[: len(batch.actions)]).distribution.mean
+        assert batch.joined.sum() == len(mean) / 2 - 2  # of each env's four pairs, (4, 5) is of two episodes
+        smooth_loss = ((mean[1::2] - mean[::2]).square().sum(dim=1) * batch.joined).sum() / len(mean)
+        order = {tuple(action): step for step, action in enumerate(model.rollout_buffer.actions[:, 0])}
+        steps = [order.get(tuple(action)) for action in batch.actions.numpy()]
+        pairs = [pair for pair in zip(steps[::2], steps[1::2], strict=True) if pair[0] is not None]
+        assert sorted(pairs) == [(0, 1), (2, 3), (4, 5), (6, 7)]
     else:
         network = recurrent_ppo._Network(policy, model.batch_size)
         batch = next(iter(model.rollout_buffer.get(model.batch_size)))
         mean = policy.get_distribution(batch.observations, batch.lstm_states.pi, batch.episode_starts)[0].distribution.mean
-    loss = 0.5 * (mean.abs() - 1).clamp(min=0).square().sum(dim=1).mean()
+        smooth_loss = torch.zeros(())
+    loss = 0.5 * (mean.abs() - 1).clamp(min=0).square().sum(dim=1).mean() + 0.25 * smooth_loss
     assert loss > 0.1
     expected = torch.autograd.grad(loss, parameters, allow_unused=True)
     gradients = on_policy._flat_gradients(policy)
     found = []
-    for coefficient in (0.5, 0.0):
-        model.bounds_coef = coefficient
+    for share in (1.0, 0.0):
+        for key, coefficient in coefficients.items():
+            setattr(model, key, share * coefficient)
         with torch.no_grad():
             losses = on_policy._gradients(model, network, batch, 0.2, None)
         found.append((gradients.clone(), losses))
