@@ -103,8 +103,20 @@ def main() -> None:
             print(json.dumps({"episodes": [episode.to_json() for episode in episodes], "summary": summarise(episodes)}))
         else:
             print_table(episodes)
+            say_what_is_missing(world, episodes)
         if arguments.video:
             record(trail, policy, world, episodes[0], arguments)
+
+
+def say_what_is_missing(world: Any, episodes: list[Episode]) -> None:
+    """Names, on stderr, the skills that too few episodes left out."""
+    if has_several(world):
+        batch = world.batch
+        weights = batch.asked.sampler.weights
+        shown = {episode.skill for episode in episodes}
+        missing = [skill for skill, weight in zip(batch.skills, weights, strict=True) if weight > 0 and skill not in shown]
+        if missing:
+            print(f"not played: {', '.join(missing)}; --episodes {np.count_nonzero(weights)} plays each once", file=sys.stderr)
 
 
 def check_task(settings: Any) -> Any:
@@ -154,6 +166,7 @@ def has_several(world: Any) -> bool:
 def record(trail: Trail | None, policy: Policy, world: Any, episode: Episode, arguments: argparse.Namespace) -> None:
     """The first episode as a video; without a trail, a tour of all skills."""
     path = arguments.video
+    print(f"drawing {path} ...", file=sys.stderr)
     try:
         if trail is None:
             go_through_skills(policy, world.batch.settings, arguments.seed).write(path)
@@ -190,7 +203,7 @@ def play_forever(policy: Policy, world: MotorWorld) -> Any:
 
 
 def print_table(episodes: list[Episode]) -> None:
-    """A column an episode (a row, if they do not fit), then means with 95 % bootstrap intervals; reward terms a step."""
+    """A column an episode (a row, if they do not fit), then means with 95 % intervals; reward terms a step."""
     summary = summarise(episodes)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     several = len({e.skill for e in episodes}) > 1

@@ -43,7 +43,7 @@ def main() -> None:
         draw_curves(arguments)
     else:
         root = lineage.trace(ledger.find(arguments.path, arguments.workspace))
-        print(to_json(asdict(root))) if arguments.json else Console().print(grow(root, Tree(describe(root))))
+        print(to_json(asdict(root))) if arguments.json else print_tree(root)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -114,6 +114,12 @@ def draw_curves(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
     print(f"wrote {out}")
+
+
+def print_tree(root: Ancestor) -> None:
+    """The ancestors on stdout; into a file or a pipe without breaks, so that commands can be copied."""
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    console.print(grow(root, Tree(describe(root))))
 
 
 def grow(ancestor: Ancestor, tree: Tree) -> Tree:

@@ -27,6 +27,7 @@ from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings, TaskName, resolve_tasks
 from flexrl.policies import Snapshot, load_policy, open_snapshot, policy_of, snapshot_files
 from flexrl.progress import Progress
+from flexrl.provenance import python
 from flexrl.warm_start import init_from
 from flexrl.worlds import WorldSettings, closing, describe_space, evaluation_settings, make_world, normalise
 
@@ -112,6 +113,8 @@ def main() -> None:
         if parent is not None:
             init_from(learner, parent, settings.world)
         best = resume(run, learner)
+        if learner.num_steps >= settings.num_steps:
+            print(f"{run.folder} is finished; to train on: --resume --set num_steps=... (more)", file=sys.stderr)
         with Progress(settings.num_steps, learner.num_steps) as progress:
             while learner.num_steps < settings.num_steps:
                 before = learner.num_steps
@@ -137,11 +140,14 @@ def main() -> None:
                 check_divergence(metrics)
     if settings.video and isinstance(settings.world, MotorSettings):
         make_video(settings, run)
-    print(f"watch it: python play.py --model {run.best}")
+    print(f"watch it: {python()} play.py --model {run.best}")
 
 
-def rehearse(settings: TrainSettings) -> None:
-    """Builds world and learner with one env and forgets them: what SB3, torch or Gymnasium refuse, they refuse here."""
+def rehearse(settings: TrainSettings, is_new: bool) -> None:
+    """Builds world and learner with one env and forgets them: what SB3, torch or Gymnasium refuse, they refuse here.
+
+    Where the run `is_new`, the snapshot that it begins with is tried on too.
+    """
     kind, _, index = settings.device.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():  # SB3 would take the CPU without a word
         raise UserError(f"device: there is no {settings.device} among {torch.cuda.device_count()} GPUs here; write auto")
@@ -162,6 +168,8 @@ def rehearse(settings: TrainSettings) -> None:
             make_small_learner(settings, world)
         except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"learner: {settings.learner.name} cannot be built: {one_line(error)}") from None
+    if is_new and settings.init_from is not None:
+        try_on(settings, open_parent(settings.init_from))
 
 
 def make_small_learner(settings: TrainSettings, world: Any) -> Learner:
@@ -171,16 +179,28 @@ def make_small_learner(settings: TrainSettings, world: Any) -> Learner:
 
 
 def find_parent(settings: TrainSettings, run: runs.Run[TrainSettings]) -> Snapshot | None:
-    """The snapshot to begin with, tried on; None if there is none, or the run goes on from a state of its own."""
+    """The snapshot to begin with; None if there is none, or the run goes on from a state of its own."""
     if settings.init_from is None or snapshots.exists(run.latest):
         return None
-    parent = open_snapshot(Path(settings.init_from))
+    parent = open_parent(settings.init_from)
+    run.add_parent(settings.init_from, parent.folder)
+    return parent
+
+
+def open_parent(path: str) -> Snapshot:
+    """The snapshot that `init_from` names."""
+    try:
+        return open_snapshot(Path(path))
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
+
+
+def try_on(settings: TrainSettings, parent: Snapshot) -> None:
+    """UserError if the parent's policy does not fit a learner of these settings."""
     small = settings.model_copy(update={"world": evaluation_settings(settings.world, 1)})
     with contextlib.closing(make_training_world(small)) as world, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
         init_from(make_small_learner(small, world), parent, settings.world)
-    run.parents = {settings.init_from: snapshots.content_hash(parent.folder)}
-    return parent
 
 
 def one_line(error: Exception) -> str:

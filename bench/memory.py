@@ -23,10 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = {"recurrent_ppo": "half_cheetah_positions.yaml", "ppo": "half_cheetah_positions_ppo.yaml"}
 
 
-def last_return(learner: str, seed: int, steps: int, workspace: Path) -> float:
+def last_return(learner: str, seed: int, steps: int, threads: int | None, workspace: Path) -> float:
     """Trains one run to its end; its last evaluation's mean return."""
     name = f"positions_{learner}_{seed}"
     settings = [f"seed={seed}", f"num_steps={steps}", "video=false"]
+    if threads:
+        settings += [f"torch_threads={threads}", f"world.num_threads={threads}"]
     command = [sys.executable, "train.py", "--name", name, "--workspace", str(workspace)]
     if (workspace / name).exists():
         command += ["--resume"]
@@ -41,14 +43,15 @@ def last_return(learner: str, seed: int, steps: int, workspace: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, default=ROOT / "workspace")
-    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=1_500_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, help="of torch and of physics; as many as there are cores without")
     arguments = parser.parse_args()
     arguments.workspace = arguments.workspace.resolve()
     returns: dict[str, list[float]] = {learner: [] for learner in EXAMPLES}
     for seed in arguments.seeds:
         for learner in EXAMPLES:
-            returns[learner].append(last_return(learner, seed, arguments.steps, arguments.workspace))
+            returns[learner].append(last_return(learner, seed, arguments.steps, arguments.threads, arguments.workspace))
             print(f"{learner:14s} seed {seed}: {returns[learner][-1]:7,.0f}", flush=True)
     for learner, values in returns.items():
         print(f"{learner:14s} median {statistics.median(values):7,.0f} after {arguments.steps:,} steps")

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 MAX_FILE_BYTES = 1_000_000
 MAX_BASES = 16
@@ -66,11 +75,17 @@ S = TypeVar("S", bound=Settings)
 def choice(key: str, options: Mapping[str, type[Settings]], default: str) -> Any:
     """A pydantic type for a mapping that is one of `options`, chosen by its `key` (`default` if it has none)."""
 
+    def check(value: Any) -> Any:
+        if not isinstance(value, (dict, Settings)):
+            name = value if isinstance(value, str) and value in options else default
+            raise ValueError(f"expected a mapping, such as {{{key}: {name}}}, found {value!r}")
+        return value
+
     def tag(value: Any) -> Any:
         return value.get(key, default) if isinstance(value, dict) else getattr(value, key, None)
 
     tagged = tuple(Annotated[model, Tag(name)] for name, model in options.items())
-    return Annotated[Union[tagged], Discriminator(tag)]  # noqa: UP007
+    return Annotated[Union[tagged], Discriminator(tag), BeforeValidator(check)]  # noqa: UP007
 
 
 class _Loader(yaml.SafeLoader):
@@ -157,8 +172,13 @@ def _parse(text: str, source: str) -> _Value:
             loader.dispose()
 
 
+def _place(source: str, node: yaml.Node) -> str:
+    """Where a value stands: file and line; a `--set` is one line."""
+    return source if source.startswith("--set ") else f"{source}:{node.start_mark.line + 1}"
+
+
 def _convert(loader: _Loader, node: yaml.Node, source: str, depth: int) -> _Value:
-    where = f"{source}:{node.start_mark.line + 1}"
+    where = _place(source, node)
     if depth > 20:
         raise UserError(f"{where}: nested more than 20 deep; no settings are")
     if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
@@ -167,7 +187,7 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, depth: int) -> _Valu
         result: dict[str, _Value] = {}
         for key_node, value_node in node.value:
             key = key_node.value
-            key_where = f"{source}:{key_node.start_mark.line + 1}"
+            key_where = _place(source, key_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise UserError(f"{key_where}: a key must be a word")
             if key in result:
@@ -288,6 +308,8 @@ def _explain(error: ValidationError, model: type[Settings], values: dict[str, _V
         group = ".".join(keys[:-1])
         names = list(parent.model_fields) if parent else []
         hint = _nearest(keys[-1], names) or (f"; it has {', '.join(names)}" if names else "")
+        if keys[-1].partition(".")[0] in names:
+            hint = f"; write {keys[-1].partition('.')[0]} as a mapping of its own (dots are for --set)"
         return f"{where}: {group + ': ' if group else ''}no key '{keys[-1]}' here{hint}"
     message = _cure(detail, found)
     if detail["type"] == "value_error":  # of several settings together: the sentence begins with the one to change

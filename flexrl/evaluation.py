@@ -16,7 +16,7 @@ from flexrl.motor_world import MotorWorld
 from flexrl.physics import Array
 from flexrl.policies import Policy
 from flexrl.randomness import forked_randomness
-from flexrl.statistics import bootstrap_interval
+from flexrl.statistics import bootstrap_interval, share_interval
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _episode(seed: int, info: dict[str, Any], speed: float | None) -> Episode:
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Means over the episodes with 95 % bootstrap intervals, by the names of `Episode.to_json`."""
+    """Means over the episodes with 95 % intervals (bootstrap; Wilson's for success), by the names of `Episode.to_json`."""
     summary: dict[str, Any] = {"num_episodes": len(episodes), "num_terminated": sum(e.terminated for e in episodes)}
     columns = {"return": [e.episode_return for e in episodes], "length": [float(e.length) for e in episodes]}
     if all(e.mean_speed is not None for e in episodes):
@@ -135,5 +135,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
         if shown:
             columns[f"success/{skill}"] = shown
     for name, values in columns.items():
-        summary[name] = {"mean": float(np.mean(values)), "interval": [float(end) for end in bootstrap_interval(values)]}
+        is_share = name.partition("/")[0] == "success"
+        interval = share_interval(int(sum(values)), len(values)) if is_share else bootstrap_interval(values)
+        summary[name] = {"mean": float(np.mean(values)), "interval": [float(end) for end in interval]}
     return summary

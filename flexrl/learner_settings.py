@@ -166,8 +166,9 @@ def check_fit(settings: Any, world: Any) -> None:
     has_mirror = world.kind == "motor" and world.body == "humanoid" and world.observation != "v5"
     for name in ("learning_rate", "clip_range", "clip_range_vf", "max_action_std"):
         value = getattr(settings, name, None)
-        if value is not None and min([value.start, value.end] if isinstance(value, Schedule) else [value]) <= 0:
-            raise ValueError(f"learner.{name}: expected numbers above 0")
+        lowest = 1.0 if value is None else min(value.start, value.end) if isinstance(value, Schedule) else value
+        if lowest <= 0:
+            raise ValueError(f"learner.{name}: expected numbers above 0, found {lowest:g}")
     if getattr(settings, "optimize_memory_usage", False):
         raise ValueError("learner.optimize_memory_usage: SB3 cannot do it for episodes that time ends; write false")
     freq = getattr(settings, "train_freq", 1)

@@ -49,6 +49,7 @@ class Lineage(BaseModel):
     name: str
     seed: int
     parents: dict[str, str]  # path: content hash
+    ancestry: dict[str, Lineage] = {}  # path: what the parent said of itself when the run began
     attempts: list[Attempt] = Field(min_length=1)
 
     def tell(self, state: str | None) -> list[str]:
@@ -119,10 +120,11 @@ def trace(folder: Path) -> Ancestor:
     """The tree of ancestors of a run or a snapshot; UserError if the folder is neither."""
     if not any((folder / name).is_file() for name in ("lineage.json", snapshots.MANIFEST)):
         raise UserError(f"{folder}: is neither a run (no lineage.json) nor a snapshot (no {snapshots.MANIFEST})")
-    return _trace(str(folder), folder, None, set())
+    return _trace(str(folder), folder, None, None, set())
 
 
-def _trace(path: str, folder: Path, recorded: str | None, seen: set[Path]) -> Ancestor:
+def _trace(path: str, folder: Path, recorded: str | None, told: Lineage | None, seen: set[Path]) -> Ancestor:
+    """`recorded` is its hash and `told` its lineage as its child has them."""
     snapshot = next((s for s in (folder, folder / "best", folder / "latest") if (s / snapshots.MANIFEST).is_file()), None)
     mark: Mark | None = None  # of a run before its first snapshot
     content_hash = problem = lineage = state = None
@@ -132,9 +134,12 @@ def _trace(path: str, folder: Path, recorded: str | None, seen: set[Path]) -> An
         lineage, state = _lineage_of(folder)
     except UserError as error:
         problem = problem or str(error)
+    if lineage is None and mark == "missing":
+        lineage = told
     repeated = folder.resolve() in seen
     seen.add(folder.resolve())
     parents = lineage.parents if lineage and not repeated else {}
+    ancestry = lineage.ancestry if lineage else {}
     return Ancestor(
         path=path,
         mark=mark,
@@ -145,7 +150,7 @@ def _trace(path: str, folder: Path, recorded: str | None, seen: set[Path]) -> An
         num_steps=_num_steps(snapshot) if snapshot and mark != "damaged" else None,
         state=state,
         lineage=lineage,
-        parents=tuple(_trace(parent, _locate(parent, folder), parents[parent], seen) for parent in parents),
+        parents=tuple(_trace(p, _locate(p, folder), parents[p], ancestry.get(p), seen) for p in parents),
         repeated=repeated,
     )
 

@@ -173,10 +173,19 @@ def _panel(title: str, metric: str, groups: Sequence[Group], behind: str | None 
     return Panel(title, UNITS.get(metric.rsplit("/", 1)[-1], ""), lines)
 
 
-def _reward_panel(title: str, group: Group) -> Panel:
-    terms = dict.fromkeys(key for run in group.members for key in run.metrics if key.startswith("reward/"))
-    lines = [Line(term.removeprefix("reward/"), group.series(term), *_style(i)) for i, term in enumerate(terms)]
-    return Panel(title, "weighted reward per step", lines, has_legend=True)
+def _panels_of(group: Group, whose: str) -> list[Panel]:
+    """What one curve alone can show: success by skill where it has several, the terms of its reward where it has one.
+
+    The terms of eight skills are a hundred lines; who wants some of them names them with --metric.
+    """
+    keys = list(dict.fromkeys(key for run in group.members for key in run.metrics))
+    skills = [key for key in keys if key.startswith("eval/success/")]
+    if skills:
+        lines = [Line(key.rsplit("/", 1)[-1], group.series(key), *_style(i)) for i, key in enumerate(skills)]
+        return [Panel(f"Success by skill in evaluations{whose}", "share of episodes", lines, has_legend=True)]
+    terms = [key for key in keys if key.startswith("reward/")]
+    lines = [Line(key.rsplit("/", 1)[-1], group.series(key), *_style(i)) for i, key in enumerate(terms)]
+    return [Panel(f"Reward terms{whose}", "weighted reward per step", lines, has_legend=True)]
 
 
 def make_panels(groups: Sequence[Group], metrics: Sequence[str] = ()) -> list[Panel]:
@@ -193,7 +202,7 @@ def make_panels(groups: Sequence[Group], metrics: Sequence[str] = ()) -> list[Pa
     panels = [_panel(metric, metric, groups) for metric in metrics] or [
         _panel("Return of evaluations (faint: while training)", "eval/return", groups, behind="rollout/return"),
         _panel("Mean speed in evaluations (faint: while training)", "eval/mean_speed", groups, behind="rollout/mean_speed"),
-        *(_reward_panel("Reward terms" + (f" of {g.label}" if len(groups) > 1 else ""), g) for g in groups),
+        *(panel for g in groups for panel in _panels_of(g, f" of {g.label}" if len(groups) > 1 else "")),
         _panel("Throughput, update included", "time/env_steps_per_second", groups),
     ]
     return [panel for panel in panels if any(line.series for line in panel.lines)]
@@ -243,7 +252,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.grid(color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     if panel.has_legend:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8, frameon=False)
 
 
 def _draw_line(axes: Axes, line: Line) -> None:

@@ -184,7 +184,7 @@ def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
     """The snapshot as an SB3 zip, with `<name>_vecnormalize.pkl` beside it if observations are normalised."""
     learner = restore_learner(snapshot)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         learner.model.save(path)
         if learner.normaliser is None:
             return [path]

@@ -8,7 +8,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,14 @@ PACKAGES = ("mujoco", "gymnasium", "numpy", "stable-baselines3", "sb3-contrib", 
 def now() -> str:
     """The time, UTC, as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def python() -> str:
+    """What a person types to start this Python from here: `python`, if the shell knows it by that name."""
+    path = Path(sys.executable)
+    if shutil.which("python") == str(path):
+        return "python"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def here() -> dict[str, Any]:

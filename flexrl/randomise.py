@@ -37,7 +37,7 @@ class RandomiseSettings(Settings):
         for name in ("friction", "mass", "strength", "push_every"):
             ends = getattr(self, name)
             if ends is not None and not 0 < ends[0] <= ends[1]:
-                raise ValueError(f"randomise.{name}: expected [lowest, highest] above 0, found [{ends[0]:g}, {ends[1]:g}]")
+                raise ValueError(f"{name}: expected [lowest, highest] above 0, found [{ends[0]:g}, {ends[1]:g}]")
         return self
 
 

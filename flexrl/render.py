@@ -362,7 +362,7 @@ def _begin_file(path: Path) -> Path:
     """An empty hidden file next to `path`; UserError if the folder cannot be made or written to, or `path` is one."""
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError("is a folder")
         unfinished.touch()

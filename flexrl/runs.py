@@ -19,7 +19,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
-from flexrl.provenance import here, now
+from flexrl.provenance import here, now, python
 
 S = TypeVar("S", bound=Settings)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -58,7 +58,10 @@ def verb(main: Callable[[], None]) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with mistakes as one line."""
+    """argparse, with mistakes as one line; options are written out, as `--resum` could be a mistake."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"allow_abbrev": False} | arguments)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError instead of printing the usage."""
@@ -72,10 +75,11 @@ def check_name(name: str) -> str:
     return name
 
 
-def begin(model: type[S], doc: str | None, rehearse: Callable[[S], None]) -> tuple[S, Run[S]]:
+def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None]) -> tuple[S, Run[S]]:
     """Reads the command line of a verb that makes a run, checks everything, and returns its settings and the run.
 
-    `rehearse` builds what the settings ask for, small, and raises UserError where they cannot work.
+    `rehearse(settings, is_new)` builds what they ask for, small, and raises UserError where they cannot work; `is_new`:
+    the run does not go on from a state of its own.
     Nothing is written before the run is entered. `--check` prints the resolved settings and exits with 0.
     """
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,9 +104,11 @@ def begin(model: type[S], doc: str | None, rehearse: Callable[[S], None]) -> tup
     else:
         settings = config.load(model, arguments.config, arguments.set)
     try:
-        rehearse(settings)
+        rehearse(settings, not arguments.resume or not snapshots.exists(folder / "latest"))
     except UserError as error:
-        raise UserError(f"{arguments.config or 'settings'}: {error}") from None
+        key = str(error).partition(":")[0]
+        said = [f"--set {text}" for text in arguments.set if text.partition("=")[0].split(".")[0] == key]
+        raise UserError(f"{said[-1] if said else arguments.config or 'settings'}: {error}") from None
     if arguments.check:
         print(config.to_yaml(settings), end="")
         sys.exit(0)
@@ -145,10 +151,11 @@ def _check_same(saved: Settings, given: Settings, folder: Path, path: Path) -> N
 class Run(Generic[S]):
     """One run's folder. Entered, it holds the name's lock, writes lineage, and saves on SIGTERM and Ctrl-C."""
 
-    def __init__(self, folder: Path, settings: S, parents: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, settings: S) -> None:
         self.folder, self.settings, self.name = folder, settings, folder.name
         self.latest, self.best = folder / "latest", folder / "best"
-        self.parents = dict(parents or {})
+        self.parents: dict[str, str] = {}  # path: content hash
+        self.ancestry: dict[str, Any] = {}  # path: the parent's own lineage
         self.seed: int = getattr(settings, "seed", 0)
         self.stop_signal: int | None = None
         self._writing = False
@@ -194,6 +201,15 @@ class Run(Generic[S]):
         if not self._writing:
             raise Stopped(signum)
 
+    def add_parent(self, path: str, folder: Path) -> None:
+        """Before the run is entered: it is made from the snapshot in `folder`, which was named as `path`.
+
+        The parent's lineage is kept with the run's own, as the parent may be gone when somebody asks.
+        """
+        self.parents[path] = snapshots.content_hash(folder)
+        if (folder / "lineage.json").is_file():
+            self.ancestry[path] = json.loads((folder / "lineage.json").read_bytes())
+
     def check_stop(self) -> None:
         """Raises Stopped if a signal came while its exception could not travel (inside a destructor, say)."""
         if self.stop_signal is not None:
@@ -214,7 +230,7 @@ class Run(Generic[S]):
         self._lock.close()
         if isinstance(error, Stopped):
             where = "" if self.folder.parent == Path("workspace") else f" --workspace {self.folder.parent}"
-            again = f"python {Path(sys.argv[0]).name} --name {self.name} --resume{where}"
+            again = f"{python()} {Path(sys.argv[0]).name} --name {self.name} --resume{where}"
             print(f"\nstopped by {error} at step {self.num_steps:,}; go on with: {again}", file=sys.stderr)
             sys.exit(128 + error.signum)
         if error is None and not saved:
@@ -307,7 +323,8 @@ class Run(Generic[S]):
             "name": self.name,
             "settings_sha256": settings_hash,
             "seed": self.seed,
-            "parents": self.parents,  # path: content hash
+            "parents": self.parents,
+            "ancestry": self.ancestry,
             "attempts": [attempt],
         }
 

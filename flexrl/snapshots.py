@@ -100,9 +100,10 @@ def check(folder: Path) -> dict[str, str]:
 
 
 def _nearby(folder: Path) -> str:
-    """The snapshots below a run's folder, for who named the run instead."""
-    found = [name for name in ("best", "latest") if (folder / name / MANIFEST).is_file()]
-    return f"; did you mean '{folder / found[0]}'?" if found else ""
+    """The snapshots below a run's folder, for who named the run instead, or a run's others."""
+    candidates = [base / name for base in (folder, folder.parent) for name in ("best", "latest")]
+    found = [str(path) for path in candidates if (path / MANIFEST).is_file()]
+    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def file_hash(path: Path) -> str:

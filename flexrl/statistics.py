@@ -8,6 +8,14 @@ from numpy.typing import ArrayLike, NDArray
 NUM_RESAMPLES = 2000
 
 
+def share_interval(num_successes: int, num_trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Both ends of Wilson's (1927) interval of a share, 95 % by default: one of one is not certainty."""
+    share, spread = num_successes / num_trials, z * z / num_trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / num_trials + spread / (4 * num_trials)) / (1 + spread)
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
+
+
 def bootstrap_interval(values: ArrayLike, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Both ends, each (...), of the percentile bootstrap interval (Efron 1979) of the mean of values (num_runs, ...).
 

@@ -97,7 +97,9 @@ def only_skill(settings: MotorSettings, skill: str) -> MotorSettings:
     """
     skills = list(resolve_tasks(settings))
     if skill not in skills:
-        raise ValueError(f"this world has no skill {skill!r}; it has {', '.join(skills)}")
+        close = difflib.get_close_matches(skill, skills, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else f"; it has {', '.join(skills)}"
+        raise ValueError(f"this world has no skill {skill!r}{hint}")
     if len(skills) == 1:
         return settings
     weights = {name: float(name == skill) for name in skills}

@@ -151,7 +151,7 @@ def test_another_learner_does_not_inherit_the_first_ones_settings(tmp_path: Path
 )
 def test_what_libraries_refuse_is_refused_before_a_run_begins(settings: list[str], words: str) -> None:
     with pytest.raises(UserError) as caught:
-        rehearse(config.load(TrainSettings, None, settings))
+        rehearse(config.load(TrainSettings, None, settings), True)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -81,7 +81,7 @@ def test_damaged_examples_work_or_are_refused_in_one_line(path: Path, seed: int,
         damaged.write_text(text, encoding="utf-8")
         try:
             chosen = config.load(TrainSettings, damaged)
-            rehearse(chosen)
+            rehearse(chosen, False)
         except UserError as error:
             message = str(error)
             assert "\n" not in message

@@ -165,7 +165,8 @@ def test_a_real_run_is_read_as_it_writes(workspace, monkeypatch):
         seed: int = 7
 
     monkeypatch.setattr(provenance, "_gpus", dict)  # they cost an import of torch, here and for TensorBoard
-    run = runs.Run(workspace / "real", TinySettings(), parents={"somewhere": "f" * 64})
+    run = runs.Run(workspace / "real", TinySettings())
+    run.parents["somewhere"] = "f" * 64
     run._writer = type("Writer", (), {"add_scalar": lambda *_: None, "close": lambda _: None})()
     with run:
         run.log(10, {"eval/return": 5.0})
@@ -402,6 +403,19 @@ def test_many_points_are_averaged_not_dropped():
     assert abs(thin.values.mean() - 0.5) < 0.06
 
 
+def test_a_run_of_several_skills_shows_their_success_instead_of_a_hundred_reward_terms(workspace):
+    lines = [
+        {"step": step, "eval/return": 1.0, "eval/success": 0.5, "eval/success/walk": 1.0, "eval/success/turn": step / 2000}
+        | {f"reward/{skill}/{term}": 1.0 for skill in ("walk", "turn") for term in ("alive", "gait")}
+        for step in (1000, 2000)
+    ]
+    run = plots.read_curves(write_run(workspace / "mixed", lines=lines))
+    panels = plots.make_panels(plots.group_by_seed([run]))
+    assert [panel.title for panel in panels][1:] == ["Success by skill in evaluations"]
+    assert [line.label for line in panels[1].lines] == ["walk", "turn"]
+    assert list(panels[1].lines[1].series[0].values) == [0.5, 1.0]
+
+
 def test_chosen_metrics(workspace, monkeypatch, tmp_path):
     curves_of(workspace, walk=(0, 1e-3))
     out = tmp_path / "some.svg"
@@ -436,6 +450,31 @@ def family(in_tmp: Path) -> Path:
     middle = write_snapshot(write_run(workspace / "middle", parents=hashes))
     write_snapshot(write_run(workspace / "dt", parents={str(middle): snapshots.content_hash(middle)} | hashes))
     return workspace
+
+
+def test_ancestors_that_are_gone_are_told_by_what_their_children_kept(workspace, monkeypatch, capsys):
+    class TinySettings(Settings):
+        num_steps: int = 20
+
+    monkeypatch.setattr(provenance, "_gpus", dict)
+    parent = None
+    for name in ("walk", "skills", "refined"):
+        monkeypatch.setattr(sys, "argv", ["train.py", "--name", name])
+        run = runs.Run(workspace / name, TinySettings())
+        if parent is not None:
+            run.add_parent(str(parent), parent)
+        with run:
+            run.write_snapshot(run.best, {"snapshot.json": b'{"num_steps": 5}'})
+        parent = run.best
+    shutil.copytree(workspace / "refined" / "best", workspace.parent / "shipped")
+    shutil.rmtree(workspace)
+    call(monkeypatch, "lineage", str(workspace.parent / "shipped"))
+    printed = capsys.readouterr().out
+    assert printed.count("missing") == 2
+    for name in ("walk", "skills", "refined"):
+        assert f"train.py --name {name}\n" in printed
+    root = lineage.trace(workspace.parent / "shipped")
+    assert [one.path for one in root.parents[0].parents] == [str(workspace / "walk" / "best")]
 
 
 def test_the_tree_of_ancestors(family, monkeypatch, capsys):
