@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,7 @@ def choice(key: str, options: Mapping[str, type[Settings]], default: str) -> Any
     def check(value: Any) -> Any:
         if not isinstance(value, (dict, Settings)):
             name = value if isinstance(value, str) and value in options else default
-            raise ValueError(f"expected a mapping, such as {{{key}: {name}}}, found {value!r}")
+            raise ValueError(f"expected a mapping, such as {{{key}: {name}}}, found {reprlib.repr(value)}")
         return value
 
     def tag(value: Any) -> Any:

@@ -235,7 +235,7 @@ def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, cl
     to_mean = weighted * torch.exp(-log_std)
     bounds_loss = smooth_loss = torch.zeros(())
     if learner.bounds_coef:
-        low, high = torch.from_numpy(learner.action_space.low), torch.from_numpy(learner.action_space.high)
+        low, high = (torch.from_numpy(bound).to(mean) for bound in (learner.action_space.low, learner.action_space.high))
         beyond = mean - mean.clamp(low, high)
         bounds_loss = beyond.square().sum(dim=1).mean()
         to_mean += beyond * (2 * learner.bounds_coef / size)

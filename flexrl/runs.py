@@ -108,7 +108,7 @@ def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None]) 
     except UserError as error:
         key = str(error).partition(":")[0]
         said = [f"--set {text}" for text in arguments.set if text.partition("=")[0].split(".")[0] == key]
-        raise UserError(f"{said[-1] if said else arguments.config or 'settings'}: {error}") from None
+        raise UserError(f"{said[0] if len(said) == 1 else arguments.config or 'settings'}: {error}") from None
     if arguments.check:
         print(config.to_yaml(settings), end="")
         sys.exit(0)

@@ -156,6 +156,27 @@ def test_what_libraries_refuse_is_refused_before_a_run_begins(settings: list[str
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_where_a_mapping_is_due_is_answered_with_the_mapping(tmp_path: Path) -> None:
+    assert complaint(None, "learner=sac") == "--set learner=sac: learner: expected a mapping, such as {name: sac}, found 'sac'"
+    (path := tmp_path / "a.yaml").write_text("world: humanoid\n")
+    assert complaint(path) == f"{path}:1: world: expected a mapping, such as {{kind: motor}}, found 'humanoid'"
+    path.write_text("learner.gamma: 0.9\n")
+    assert complaint(path).endswith("no key 'learner.gamma' here; write learner as a mapping of its own (dots are for --set)")
+    found = complaint(None, "learner.max_action_std={start: 0.5, end: -1}")
+    assert found.endswith("learner.max_action_std: expected numbers above 0, found -1")
+
+
+def test_a_parent_that_does_not_fit_is_refused_before_a_run_begins() -> None:
+    parent = Path(__file__).parent.parent / "examples" / "pretrained" / "humanoid_walk"
+    settings = config.load(TrainSettings, None, ["world.body=half_cheetah", f"init_from={parent}", "world.task=v5"])
+    with pytest.raises(UserError, match="its body is humanoid, here it is half_cheetah"):
+        rehearse(settings, True)
+    rehearse(settings, False)  # a run that goes on needs its parent no more
+    missing = settings.model_copy(update={"init_from": "nowhere"})
+    with pytest.raises(UserError, match=r"^init_from: nowhere: no such snapshot"):
+        rehearse(missing, True)
+
+
 def test_set_mistakes_name_the_flag() -> None:
     assert complaint(None, "learner.gama=0.9") == ("--set learner.gama=0.9: learner: no key 'gama' here; did you mean 'gamma'?")
     assert "expected KEY=VALUE" in complaint(None, "learner.gamma")

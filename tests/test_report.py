@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 import report
-from flexrl import ledger, lineage, plots, provenance, runs, snapshots, words
+from flexrl import ledger, lineage, plots, provenance, runs, snapshots, statistics, words
 from flexrl.config import Settings, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -414,6 +414,14 @@ def test_a_run_of_several_skills_shows_their_success_instead_of_a_hundred_reward
     assert [panel.title for panel in panels][1:] == ["Success by skill in evaluations"]
     assert [line.label for line in panels[1].lines] == ["walk", "turn"]
     assert list(panels[1].lines[1].series[0].values) == [0.5, 1.0]
+
+
+def test_one_of_one_is_no_certainty():
+    low, high = statistics.share_interval(1, 1)
+    assert (round(low, 3), high) == (0.207, 1.0)  # Wilson's, as published: 1 / (1 + 1.96^2)
+    low, high = statistics.share_interval(81, 263)  # Newcombe 1998, table I
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert statistics.share_interval(0, 3)[0] == 0
 
 
 def test_chosen_metrics(workspace, monkeypatch, tmp_path):

@@ -194,6 +194,7 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
         (["train.py", "--name", "x", "--config", "nothing.yaml"], "nothing.yaml: no such file"),
         (["train.py", "--name", "x", "--resume"], "there is no run workspace/x"),
         (["train.py", "--name", "x", "--nmae", "y"], "unrecognized arguments: --nmae y"),
+        (["train.py", "--name", "x", "--resum"], "unrecognized arguments: --resum"),
         (["play.py", "--model", "workspace/nothing/best"], "no such snapshot"),
         (["play.py", "--model", "random", "--episodes", "0"], "--episodes 0: expected"),
         (["play.py", "--model", "random", "--export-sb3", "a.zip"], "only a snapshot can be exported"),
@@ -238,6 +239,10 @@ def test_a_run_goes_on_with_what_it_was_trained_with(trained: Path) -> None:
     longer = run(trained, *resumed, settings=["num_steps=1300", "learner.learning_rate=1e-5", "world.num_threads=2"])
     assert longer.returncode == 0, longer.stderr
     assert json.loads((trained / "workspace/longer/latest/snapshot.json").read_text())["num_steps"] >= 1300
+    assert "workspace/longer is finished; to train on: --resume --set num_steps=" in run(trained, *resumed).stderr
+    shutil.rmtree(trained / "workspace" / "longer" / "best")
+    early = run(trained, "play.py", "--model", "workspace/longer/best")
+    assert early.stderr == "workspace/longer/best: no such snapshot; did you mean 'workspace/longer/latest'?\n"
 
 
 def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -289,6 +294,10 @@ def test_a_policy_of_several_skills_is_played_skill_by_skill(tmp_path: Path) -> 
     episodes = json.loads(run(tmp_path, *play, "16", "--json").stdout)["episodes"]
     assert len({episode["skill"] for episode in episodes}) == 8
     assert all(isinstance(episode["success"], bool) for episode in episodes)
+    shown = run(tmp_path, *play, "3")
+    assert shown.stderr.startswith("not played: ")
+    assert shown.stderr.endswith("; --episodes 8 plays each once\n")
+    assert shown.stderr.count(",") == 4  # five names
     table = run(tmp_path, *play, "2", "--skill", "turn_left").stdout
     assert "success of turn_left" not in table  # one skill: one line
     assert "success: 0%" in table
