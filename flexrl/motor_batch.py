@@ -48,6 +48,7 @@ class StepResult:
     truncated: Bools
     diverged: Bools
     switches: dict[int, Switch]  # of the simulations that go on with another skill
+    unchanged: dict[int, NDArray[np.floating]]  # (obs_dim,) of those asked for something else: as if nothing else were asked
 
 
 class MotorBatch:
@@ -185,17 +186,18 @@ class MotorBatch:
         if self.measures is not None:
             self.measures.update(state, self.position)
         over = terminated | truncated
-        switches = self._new_skills(state, over) if self._switches else {}
-        if self._new_commands(over) or switches:
-            # the reward was for what had been asked; the observation shows what is asked next
-            state = self._state(action, old_position, old_feet)
-        self.previous_action = np.array(action, np.float32)
         obs = self.observation(state)
+        switches = self._new_skills(state, over) if self._switches else {}
+        changed = {*switches, *self._new_commands(over)}
+        unchanged = {i: obs[i] for i in changed}
+        if changed:  # the reward was for what had been asked; the observation shows what is asked next
+            obs = self.observation(self._state(action, old_position, old_feet))
+        self.previous_action = np.array(action, np.float32)
         if diverged.any():
             obs = np.where(diverged[:, None], 0, obs)
             reward = np.where(diverged, 0.0, reward)
             terms[:, diverged] = 0.0
-        return StepResult(obs, reward, terms, terminated, truncated, diverged, switches)
+        return StepResult(obs, reward, terms, terminated, truncated, diverged, switches, unchanged)
 
     def _to_controls(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         if self._control is None:
@@ -238,15 +240,15 @@ class MotorBatch:
             fallen |= at_it & function(state)
         return fallen
 
-    def _new_commands(self, done: Bools) -> bool:
-        """Draws another command where the present one has been held long enough; True if any was drawn."""
-        due = self.asked.new_commands(self.num_steps * self.physics.dt, ~done, self.rngs)
-        for i in map(int, due):
+    def _new_commands(self, done: Bools) -> list[int]:
+        """Draws another command where the present one has been held long enough; of which simulations."""
+        due = self.asked.new_commands(self.num_steps * self.physics.dt, ~done, self.rngs).tolist()
+        for i in due:
             if self.measures is not None:
                 self.measures.since_command[i] = 0.0
             if self.reference is not None:
                 self.reference.ask_again(i)
-        return len(due) > 0
+        return due
 
     def _new_skills(self, state: State, done: Bools) -> dict[int, Switch]:
         """Goes on with another skill where the present one has had its time and the body stands (2 s, if it had to get up)."""

@@ -19,7 +19,8 @@ class MotorWorld(VecEnv):
     Each finished episode's info carries `terminal_observation`, `TimeLimit.truncated`, `terminated`, `truncated`,
     `diverged`, and `episode`: `r` (return), `l` (length), `skill` (the last one), and of its part at that skill `success` and
     `measures` (where the task says what success is), `skill_steps`, `reward/<term>` (sums); `mean_speed` (m/s along x). A
-    change of the skill within an episode is `switch` in the info of that step, see `motor_batch.Switch`.
+    change of the skill within an episode is `switch` in the info of that step, see `motor_batch.Switch`; of a change of the
+    skill or the command, `unchanged_observation` is what would have been seen without it.
     """
 
     def __init__(self, settings: MotorSettings, seed: int = 0) -> None:
@@ -55,8 +56,10 @@ class MotorWorld(VecEnv):
         self._sums[1:] += result.terms
         done = result.terminated | result.truncated
         infos: list[dict[str, Any]] = [_NO_INFO] * self.num_envs
+        for i, obs in result.unchanged.items():
+            infos[i] = {"unchanged_observation": obs}
         for i, switch in result.switches.items():
-            infos[i] = {"switch": switch}
+            infos[i]["switch"] = switch
             self._sums_before[:, i] = self._sums[:, i]
         ids = np.flatnonzero(done)
         if len(ids):

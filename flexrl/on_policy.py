@@ -18,13 +18,13 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor, nn
 
 from flexrl.mlp import IN_PLACE
 
-# Of a rollout, step and env whose episode time cut off, and its last observation (obs_dim,).
-Timeouts = list[tuple[int, int, np.ndarray]]
+# Of a rollout, step and env after which what was asked for no longer counts, and what was seen then (obs_dim,).
+CutOffs = list[tuple[int, int, np.ndarray]]
 
 
 class Player(Protocol):
@@ -33,10 +33,10 @@ class Player(Protocol):
     def act(self, step: int, obs: Tensor, starts: np.ndarray) -> Tensor:
         """Mean actions (num_envs, action_dim) for `obs` (num_envs, obs_dim); `starts` (num_envs,): new episodes."""
 
-    def judge(self, obs: np.ndarray, starts: np.ndarray, timeouts: Timeouts) -> tuple[Tensor, Tensor]:
+    def judge(self, obs: np.ndarray, starts: np.ndarray, cut_offs: CutOffs) -> tuple[Tensor, Tensor]:
         """Writes the rollout's values into its buffer.
 
-        Returns those of what comes after it, `obs` (num_envs, obs_dim), and those of the observations that time cut off.
+        Returns those of what comes after it, `obs` (num_envs, obs_dim), and those of the cut-off observations.
         """
 
 
@@ -75,8 +75,12 @@ def is_plain(learner: Any) -> bool:
     )
 
 
-def set_limits(
-    learner: Any, max_action_std: float | Callable[[float], float] | None, bounds_coef: float, smooth_coef: float = 0.0
+def set_extras(
+    learner: Any,
+    max_action_std: float | Callable[[float], float] | None,
+    bounds_coef: float,
+    smooth_coef: float = 0.0,
+    bootstrap_changes: bool = True,
 ) -> None:
     """Keeps what is ours beyond SB3's arguments; ValueError if the policy has no such thing.
 
@@ -85,9 +89,12 @@ def set_limits(
     beyond its bounds an action changes nothing, so nothing else brings it back, and the policy ends as an on-off switch.
     `smooth_coef` weighs the squared change of the mean action from one step to the next in the loss (CAPS, Mysore et al.
     2021): its gradient has no noise, as that of a reward for smooth actions has. Minibatches are of pairs of steps then.
+    `bootstrap_changes`: where a world asks for something else within an episode (its info tells), returns end with the value
+    of going on as before, as they do at a time limit (Pardo et al. 2018). What is asked next is chance, and its value would
+    be most of the advantages' variance.
     """
     learner.max_action_std = None if max_action_std is None else FloatSchedule(max_action_std)
-    learner.bounds_coef, learner.smooth_coef = bounds_coef, smooth_coef
+    learner.bounds_coef, learner.smooth_coef, learner.bootstrap_changes = bounds_coef, smooth_coef, bootstrap_changes
     if max_action_std is not None and (not isinstance(learner.action_space, spaces.Box) or learner.use_sde):
         raise ValueError("max_action_std: only actions that are numbers have Gaussian noise, and use_sde another; write null")
     for name, coefficient in (("bounds_coef", bounds_coef), ("smooth_coef", smooth_coef)):
@@ -111,28 +118,45 @@ def roll_out(learner: Any, env: VecEnv, callback: BaseCallback, buffer: Any, n_r
     callback.on_rollout_start()
     with torch.no_grad():
         with one_thread():
-            timeouts = _collect(learner, env, callback, buffer, n_rollout_steps, player)
-        if timeouts is None:
+            collected = _collect(learner, env, callback, buffer, n_rollout_steps, player)
+        if collected is None:
             return False
-        last_values, cut_off = player.judge(learner._last_obs, learner._last_episode_starts, timeouts)
-        if timeouts:
-            steps, ids, _ = zip(*timeouts, strict=True)
+        timeouts, changes = collected
+        last_values, cut_off = player.judge(learner._last_obs, learner._last_episode_starts, timeouts + changes)
+        if timeouts or changes:
+            steps, ids, _ = zip(*timeouts, *changes, strict=True)
             buffer.rewards[steps, ids] += learner.gamma * cut_off.numpy()
-    dones = learner._last_episode_starts
-    buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+    _estimate_advantages(buffer, last_values, learner._last_episode_starts, changes)
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
 
 
+def _estimate_advantages(buffer: Any, last_values: Tensor, dones: np.ndarray, changes: CutOffs) -> None:
+    """GAE as SB3 does it, a change of what is asked for being an end: nothing behind it was earned by what came before."""
+    starts, ends = buffer.episode_starts, dones.copy()
+    buffer.episode_starts = starts.copy()
+    for step, i, _ in changes:
+        if step + 1 < len(starts):
+            buffer.episode_starts[step + 1, i] = 1.0
+        else:
+            ends[i] = True
+    buffer.compute_returns_and_advantage(last_values=last_values, dones=ends)
+    buffer.episode_starts = starts
+
+
 def _collect(
     learner: Any, env: VecEnv, callback: BaseCallback, buffer: Any, n_rollout_steps: int, player: Player
-) -> Timeouts | None:
-    """Acts and writes all but values and what follows from them; returns where episodes were cut off by time."""
+) -> tuple[CutOffs, CutOffs] | None:
+    """Acts and writes all but values and what follows from them.
+
+    Returns where time cut episodes off, and where something else was asked for within one.
+    """
     log_std = learner.policy.log_std
     std, constant = log_std.exp(), _log_constant(log_std)
     low, high = learner.action_space.low, learner.action_space.high
-    timeouts: Timeouts = []
+    timeouts: CutOffs = []
+    changes: CutOffs = []
     for step in range(n_rollout_steps):
         obs, starts = learner._last_obs, learner._last_episode_starts
         noise = torch.randn(env.num_envs, len(std))
@@ -143,15 +167,20 @@ def _collect(
         if not callback.on_step():
             return None
         learner._update_info_buffer(infos, dones)
-        for i in np.flatnonzero(dones):
+        for i in map(int, np.flatnonzero(dones)):
             if infos[i].get("TimeLimit.truncated", False):
-                timeouts.append((step, int(i), infos[i]["terminal_observation"]))
+                timeouts.append((step, i, infos[i]["terminal_observation"]))
+        if learner.bootstrap_changes:
+            for i, info in enumerate(infos):
+                if "unchanged_observation" in info and not dones[i]:
+                    unchanged = info["unchanged_observation"]
+                    changes.append((step, i, env.normalize_obs(unchanged) if isinstance(env, VecNormalize) else unchanged))
         buffer.observations[step], buffer.actions[step], buffer.rewards[step] = obs, actions, rewards
         buffer.episode_starts[step] = starts
         buffer.log_probs[step] = -0.5 * noise.square().sum(dim=1) - constant
         learner._last_obs, learner._last_episode_starts = new_obs, dones
     buffer.pos, buffer.full = n_rollout_steps, True
-    return timeouts
+    return timeouts, changes
 
 
 @torch.no_grad()

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from flexrl.mlp import Tower
 from flexrl.networks import MirroredActorCriticPolicy
-from flexrl.on_policy import Timeouts, bound_noise, is_plain, one_thread, roll_out, set_limits, update
+from flexrl.on_policy import CutOffs, bound_noise, is_plain, one_thread, roll_out, set_extras, update
 
 
 class PPO(stable_baselines3.PPO):
     """Stable-Baselines3's PPO: the same samples, losses, minibatches, log and optimiser, to rounding, in less time.
 
     See on_policy.py for how. Policies of another kind, and other devices, take SB3's way.
-    `max_action_std`, `bounds_coef` and `smooth_coef` are in on_policy.set_limits; by default none is there.
+    `max_action_std`, `bounds_coef`, `smooth_coef` and `bootstrap_changes` are in on_policy.set_extras.
     """
 
     def __init__(
@@ -31,10 +31,11 @@ class PPO(stable_baselines3.PPO):
         max_action_std: float | Callable[[float], float] | None = None,
         bounds_coef: float = 0.0,
         smooth_coef: float = 0.0,
+        bootstrap_changes: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        set_limits(self, max_action_std, bounds_coef, smooth_coef)
+        set_extras(self, max_action_std, bounds_coef, smooth_coef, bootstrap_changes)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Fills the buffer with `n_rollout_steps` steps of every env; False if the callback ended it before."""
@@ -71,12 +72,12 @@ class _Player:
         """Mean actions, see on_policy.Player."""
         return self.actor.act(obs)
 
-    def judge(self, obs: np.ndarray, starts: np.ndarray, timeouts: Timeouts) -> tuple[Tensor, Tensor]:
+    def judge(self, obs: np.ndarray, starts: np.ndarray, cut_offs: CutOffs) -> tuple[Tensor, Tensor]:
         """Values, see on_policy.Player."""
         observations, values = self.buffer.observations, self.buffer.values
         values[:] = self.critic.judge(torch.from_numpy(observations).flatten(0, 1)).reshape(values.shape)
-        cut_off = torch.from_numpy(np.stack([last for *_, last in timeouts])) if timeouts else torch.empty(0, obs.shape[1])
-        return self.critic.judge(torch.from_numpy(obs)), self.critic.judge(cut_off)
+        beyond = torch.from_numpy(np.stack([last for *_, last in cut_offs])) if cut_offs else torch.empty(0, obs.shape[1])
+        return self.critic.judge(torch.from_numpy(obs)), self.critic.judge(beyond)
 
 
 class _Network:

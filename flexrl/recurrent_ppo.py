@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flexrl.lstm import Stepper, backward_layer, forward_layer, is_written_out, layer_weights, run_lstm
 from flexrl.mlp import Tower
-from flexrl.on_policy import Timeouts, bound_noise, is_plain, one_thread, roll_out, set_limits, update
+from flexrl.on_policy import CutOffs, bound_noise, is_plain, one_thread, roll_out, set_extras, update
 
 Memory = tuple[Tensor, Tensor]  # hidden and cell, both (num_layers, num_sequences, size)
 
@@ -28,8 +28,8 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     sb3-contrib cuts a rollout at the ends of episodes and pads the pieces one by one, to the length of the longest. Here
     every piece has the same length and an episode may end within it, where the memory is cleared; a gradient goes back to
-    the chunk's beginning. With chunks as long as the rollout both are the same. `max_action_std` and `bounds_coef` are PPO's
-    (ppo.py).
+    the chunk's beginning. With chunks as long as the rollout both are the same. `max_action_std`, `bounds_coef` and
+    `bootstrap_changes` are PPO's (ppo.py).
     """
 
     _last_lstm_states: RNNStates
@@ -42,11 +42,12 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         chunk_length: int = 16,
         max_action_std: float | Callable[[float], float] | None = None,
         bounds_coef: float = 0.0,
+        bootstrap_changes: bool = True,
         **kwargs: Any,
     ) -> None:
         self.chunk_length = chunk_length
         super().__init__(policy, env, *args, **kwargs)
-        set_limits(self, max_action_std, bounds_coef)
+        set_extras(self, max_action_std, bounds_coef, bootstrap_changes=bootstrap_changes)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -108,7 +109,7 @@ class _Player:
         features, self.actors_memory = self.lstm(obs, torch.from_numpy(starts).to(torch.float32), self.actors_memory)
         return self.actor.forward(features)
 
-    def judge(self, obs: NDArray[Any], starts: NDArray[Any], timeouts: Timeouts) -> tuple[Tensor, Tensor]:
+    def judge(self, obs: NDArray[Any], starts: NDArray[Any], cut_offs: CutOffs) -> tuple[Tensor, Tensor]:
         """Values, see on_policy.Player."""
         buffer, length = self.buffer, self.buffer.chunk_length
         for begin in range(0, buffer.buffer_size, length):
@@ -118,14 +119,14 @@ class _Player:
                 buffer.observations[chunk], buffer.episode_starts[chunk], self.critics_memory
             )
             buffer.values[chunk] = values
-        return self._judge(obs[None], starts[None], self.critics_memory)[0][0], self._judge_cut_off(timeouts)
+        return self._judge(obs[None], starts[None], self.critics_memory)[0][0], self._judge_cut_off(cut_offs)
 
-    def _judge_cut_off(self, timeouts: Timeouts) -> Tensor:
-        """Values of the observations that time cut off: their chunks once more, with them in the next step's place."""
-        if not timeouts:
+    def _judge_cut_off(self, cut_offs: CutOffs) -> Tensor:
+        """Values of the cut-off observations: their chunks once more, with them in the next step's place."""
+        if not cut_offs:
             return torch.empty(0)
         buffer, length = self.buffer, self.buffer.chunk_length
-        steps, ids, last = (np.array(column) for column in zip(*timeouts, strict=True))
+        steps, ids, last = (np.array(column) for column in zip(*cut_offs, strict=True))
         begins, which, after = steps - steps % length, np.arange(len(steps)), steps % length + 1
         # (length + 1, n) steps; nothing behind the observation reaches its value
         rows = np.minimum(begins + np.arange(length + 1)[:, None], buffer.buffer_size - 1)

@@ -158,6 +158,51 @@ def test_the_noise_of_actions_stays_below_its_bound(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo", "recurrent_ppo"])
+def test_returns_end_where_something_else_is_asked_for(name: str) -> None:
+    """With the value of what would have been seen; here that is the next observation, whose value the buffer knows."""
+    world = MotorSettings(
+        task="mixed",
+        skills={"walk_forward": 1.0, "turn_left": 1.0},
+        goal=("one_hot",),
+        switch=(0.05, 0.1),
+        tasks={"walk_forward": {"max_steps": 13}},
+        num_envs=4,
+        num_threads=1,
+    )
+    learner = small_learner(name, None, world, n_steps=16, gae_lambda=0.9)
+    model: Any = learner.model
+    rewards: list[np.ndarray] = []
+    where: list[tuple[int, int]] = []
+    step_wait = learner.world.step_wait
+
+    def step_as_if_unchanged() -> Any:
+        obs, reward, dones, infos = step_wait()
+        infos = [dict(info) for info in infos]
+        for i, info in enumerate(infos):
+            if "unchanged_observation" in info:
+                info["unchanged_observation"] = learner.world.get_original_obs()[i]  # type: ignore[attr-defined]
+                if len(rewards) < 15:
+                    where.append((len(rewards), i))
+        rewards.append(reward)
+        return obs, reward, dones, infos
+
+    learner.world.step_wait = step_as_if_unchanged  # type: ignore[method-assign]
+    learner._begin()
+    for bootstrap in (True, False):
+        rewards.clear()
+        where.clear()
+        model.bootstrap_changes = bootstrap
+        model.collect_rollouts(learner.world, learner._callback, model.rollout_buffer, model.n_steps)
+        buffer = model.rollout_buffer
+        assert len(where) >= 8
+        assert not any(buffer.episode_starts[t + 1, i] for t, i in where)  # the episode goes on, and so does a memory
+        for t, i in where:
+            later = 0.0 if bootstrap else 0.9 * buffer.advantages[t + 1, i]
+            expected = rewards[t][i] + 0.99 * (buffer.values[t + 1, i] + later)
+            assert buffer.returns[t, i] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ppo", "recurrent_ppo"])
 def test_what_bounds_and_smoothness_add_to_the_gradient_is_autograds(name: str) -> None:
     coefficients = {"bounds_coef": 0.5} | ({"smooth_coef": 0.25} if name == "ppo" else {})
     tasks = {"walk_forward": {"max_steps": 5}}  # an episode begins within the rollout of 8 steps

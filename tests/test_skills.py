@@ -70,7 +70,7 @@ def test_skills_change_within_an_episode_and_say_so() -> None:
     obs = world.reset()
     seen = 0
     for _ in range(60):
-        before = world.batch.asked.skill.copy()
+        before, commands = world.batch.asked.skill.copy(), world.batch.asked.command.copy()
         obs, _, done, infos = world.step(np.zeros((16, 17), np.float32))
         for i, info in enumerate(infos):
             if "switch" in info:
@@ -80,6 +80,12 @@ def test_skills_change_within_an_episode_and_say_so() -> None:
                 assert info["switch"].after == world.batch.skills[world.batch.asked.skill[i]]
                 np.testing.assert_array_equal(obs[i, -13:-5], np.eye(8)[world.batch.asked.skill[i]])
                 np.testing.assert_allclose(obs[i, -5:-2], world.batch.asked.command[i], rtol=1e-6)
+                unchanged = info["unchanged_observation"]
+                np.testing.assert_array_equal(unchanged[-13:-5], np.eye(8)[before[i]])
+                np.testing.assert_allclose(unchanged[-5:-2], commands[i], rtol=1e-6)
+                np.testing.assert_array_equal(unchanged[6:61], obs[i, 6:61])  # speeds, joints and actions
+            else:
+                assert "unchanged_observation" in info or done[i] or (world.batch.asked.command[i] == commands[i]).all()
     assert seen >= 8
     assert evaluation_settings(world.batch.settings, 4).switch is None
 
