@@ -138,9 +138,12 @@ def main() -> None:
                 progress.update(learner.num_steps, metrics, best)
                 run.check_stop()
                 check_divergence(metrics)
+    best_or_latest = (
+        run.best if snapshots.exists(run.best) else run.latest
+    )  # num_steps was lowered: nothing was judged
     if settings.video and isinstance(settings.world, MotorSettings):
-        make_video(settings, run)
-    print(f"watch it: {python()} play.py --model {run.best}")
+        make_video(settings, run, best_or_latest)
+    print(f"watch it: {python()} play.py --model {best_or_latest}")
 
 
 def rehearse(settings: TrainSettings, is_new: bool) -> None:
@@ -286,15 +289,15 @@ def check_divergence(metrics: dict[str, float]) -> None:
         )
 
 
-def make_video(settings: TrainSettings, run: runs.Run[TrainSettings]) -> None:
-    """videos/best.mp4: the first seconds of the best snapshot; a machine that cannot draw says so, and the run is whole."""
+def make_video(settings: TrainSettings, run: runs.Run[TrainSettings], snapshot: Path) -> None:
+    """videos/best.mp4, or latest.mp4: its first seconds; a machine that cannot draw says so, and the run is whole."""
     world = make_world(evaluation_settings(settings.world, 1, "v5"), seed=settings.evaluation.seed)
     with contextlib.closing(world):
         trail = Trail(world)
         try:
-            policy = load_policy(open_snapshot(run.best))
+            policy = load_policy(open_snapshot(snapshot))
             episode = run_episodes(policy, world, settings.evaluation.seed, trail)[0]
-            trail.write(run.folder / "videos" / "best.mp4", min(episode.length, VIDEO_STEPS))
+            trail.write(run.folder / "videos" / f"{snapshot.name}.mp4", min(episode.length, VIDEO_STEPS))
         except (render.RenderError, UserError, OSError) as error:
             print(f"no video: {error}", file=sys.stderr)
 

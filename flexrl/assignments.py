@@ -16,7 +16,7 @@ from flexrl.skill_sampling import SkillSampler
 from flexrl.tasks import Task
 
 LOOSE_SHARE = 0.25  # of what its weight gives a skill of bodies that lie, where a body on its feet goes on
-ARRAYS = ("skill", "command", "phrase", "command_ends", "skill_ends")
+ARRAYS = ("skill", "level", "command", "phrase", "command_ends", "skill_ends")
 
 
 def pack_parts(parts: list[tuple[str, Any]]) -> dict[str, NDArray[Any]]:
@@ -51,6 +51,7 @@ class Assignments:
         self._frequencies = np.array([task.gait_frequency for task in self.tasks])  # Hz
         self._max_steps = np.array([task.max_steps for task in self.tasks])
         self.skill = np.zeros(num_envs, np.intp)  # index of the task that each is at
+        self.level = np.ones(num_envs)  # the curriculum's when it began that task; it keeps it
         self.gait_frequency = np.zeros(num_envs)  # Hz, of that task; likewise the next two
         self.posture = np.zeros((num_envs, len(body.posture)))  # rad
         self.max_steps = np.zeros(num_envs, np.int64)
@@ -73,8 +74,7 @@ class Assignments:
         """Another command of its task for body i, `now` s after its episode began."""
         skill = int(self.skill[i])
         task = self.tasks[skill]
-        level = 1.0 if self.curriculum is None else float(self.curriculum.levels[skill])
-        self.command[i] = task.command.at_level(level, task.easiest).sample(rng)
+        self.command[i] = task.command.at_level(float(self.level[i]), task.easiest).sample(rng)
         self.command_ends[i] = now + task.command.sample_length(rng)
         if self._words:
             self.phrase[i] = rng.integers(self._first_phrase[skill], self._first_phrase[skill + 1])
@@ -88,6 +88,7 @@ class Assignments:
     def begin_skill(self, i: int, skill: int, rng: np.random.Generator, now: float) -> None:
         """Body i goes on with another skill (an index), `now` s after its episode began."""
         self.skill[i] = skill
+        self.level[i] = 1.0 if self.curriculum is None else self.curriculum.levels[skill]
         self.follow_skills(np.array([i]))
         self.draw_command(i, rng, now)
 
@@ -109,11 +110,12 @@ class Assignments:
             self.draw_command(i, rngs[i], float(self.command_ends[i]))
         return due
 
-    def ended(self, skill: int, success: bool) -> None:
-        """Counts how an episode, or its part at one skill (an index), came out."""
+    def ended(self, i: int, success: bool) -> None:
+        """Counts how body i's episode, or its part at one skill, came out."""
+        skill = int(self.skill[i])
         self.sampler.ended(skill, success)
         if self.curriculum is not None:
-            self.curriculum.ended(skill, success)
+            self.curriculum.ended(skill, success, float(self.level[i]))
 
     def time_is_up(self, num_steps: NDArray[np.int64], steps_before: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which episodes are truncated after `num_steps` steps, `steps_before` of them before the present skill."""
@@ -129,6 +131,8 @@ class Assignments:
         """Goes on exactly where `get_state` was taken."""
         for name in ARRAYS:
             setattr(self, name, state[name].copy())
+        if self.curriculum is None:  # any more
+            self.level[:] = 1.0
         self.follow_skills(ALL)
         unpack_parts(self._parts(), state)
 

@@ -45,8 +45,13 @@ class Curriculum:
         self.num_ended = np.zeros(num_tasks, np.int64)  # since the last decision
         self.num_successful = np.zeros(num_tasks, np.int64)
 
-    def ended(self, task: int, success: bool) -> None:
-        """Counts an episode of a task (an index), and decides once enough of them have ended."""
+    def ended(self, task: int, success: bool, level: float) -> None:
+        """Counts an episode of a task (an index) that began at `level`, and decides once enough of them have ended.
+
+        One from before the level changed does not count: many that began together would move it several times.
+        """
+        if level != self.levels[task]:
+            return
         self.num_ended[task] += 1
         self.num_successful[task] += success
         if self.num_ended[task] >= self.settings.episodes:

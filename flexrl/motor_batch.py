@@ -207,10 +207,9 @@ class MotorBatch:
 
     def _lift(self) -> None:
         """Carries a share of low bodies' weight where a curriculum makes it easy."""
-        curriculum = self.asked.curriculum
-        if curriculum is None or not self._lifts.any():
+        if self.asked.curriculum is None or not self._lifts.any():
             return
-        force = (self._lifts * (1.0 - curriculum.levels))[self.asked.skill]
+        force = self._lifts[self.asked.skill] * (1.0 - self.asked.level)
         self.physics.xfrc_applied[:, self.physics.torso, 2] = force * (self.physics.qpos[:, 2] < LIFTED_BELOW)
 
     def _move_reference(self, state: State) -> None:
@@ -286,7 +285,7 @@ class MotorBatch:
         stood = self.steps_before[i] > 0 and self.asked.loose[skill]
         too_short = success and self.measures is not None and self.measures.num_counted[i] == 0
         if not (stood or too_short):
-            self.asked.ended(skill, success)
+            self.asked.ended(i, success)
 
     def success(self, fell: Bools) -> Bools:
         """Whether each simulation's episode, ended now, showed its skill; False where the task does not say."""

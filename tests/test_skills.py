@@ -147,12 +147,30 @@ def test_levels_rise_with_success_and_stay_between_0_and_1(level: float, success
 def test_each_task_has_a_level_of_its_own() -> None:
     curriculum = Curriculum(2, CurriculumSettings(episodes=10, step=0.25))
     for _ in range(20):
-        curriculum.ended(0, True)
-        curriculum.ended(1, False)
+        curriculum.ended(0, True, curriculum.levels[0])
+        curriculum.ended(1, False, curriculum.levels[1])
     np.testing.assert_array_equal(curriculum.levels, [0.5, 0.0])
     for _ in range(10):
-        curriculum.ended(0, False)
+        curriculum.ended(0, False, 0.5)
     np.testing.assert_array_equal(curriculum.levels, [0.25, 0.0])
+
+
+def test_episodes_that_began_together_move_the_level_once() -> None:
+    settings = MotorSettings(task="recover", num_envs=12, num_threads=1, curriculum={"episodes": 4, "start": 0.5})
+    batch = MotorBatch(settings, seed=0)
+    batch.reset(np.arange(12))
+    for i in range(12):
+        batch.ended(i, False)
+    assert batch.asked.curriculum.levels[0] == pytest.approx(0.45)
+    np.testing.assert_array_equal(batch.asked.level, 0.5)  # what runs keeps its level
+    batch.reset(np.arange(6))
+    np.testing.assert_array_equal(batch.asked.level, [0.45] * 6 + [0.5] * 6)
+    batch.step(np.zeros((12, 17), np.float32))
+    force = batch.physics.xfrc_applied[:, batch.physics.torso, 2] / (0.6 * batch.physics.weight)
+    np.testing.assert_allclose(force, [0.55] * 6 + [0.5] * 6)
+    for i in range(6):
+        batch.ended(i, False)
+    assert batch.asked.curriculum.levels[0] == pytest.approx(0.4)
 
 
 def test_commands_widen_with_the_level() -> None:
