@@ -130,7 +130,8 @@ class Assignments:
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on exactly where `get_state` was taken."""
         for name in ARRAYS:
-            setattr(self, name, state[name].copy())
+            if name in state or name != "level":  # which older states do not have: their episodes end at the hardest
+                setattr(self, name, state[name].copy())
         if self.curriculum is None:  # any more
             self.level[:] = 1.0
         self.follow_skills(ALL)

@@ -171,6 +171,10 @@ def test_episodes_that_began_together_move_the_level_once() -> None:
     for i in range(6):
         batch.ended(i, False)
     assert batch.asked.curriculum.levels[0] == pytest.approx(0.4)
+    older = MotorBatch(settings, seed=0)
+    older.set_state({name: array for name, array in batch.get_state().items() if name != "asked.level"})
+    np.testing.assert_array_equal(older.asked.level, 1.0)
+    np.testing.assert_array_equal(older.asked.curriculum.levels, batch.asked.curriculum.levels)
 
 
 def test_commands_widen_with_the_level() -> None:
