@@ -22,7 +22,8 @@ class PPO(stable_baselines3.PPO):
     """Stable-Baselines3's PPO: the same samples, losses, minibatches, log and optimiser, to rounding, in less time.
 
     See on_policy.py for how. Policies of another kind, and other devices, take SB3's way.
-    `max_action_std`, `bounds_coef`, `smooth_coef` and `bootstrap_changes` are in on_policy.set_extras.
+    `max_action_std`, `bounds_coef`, `smooth_coef` and `bootstrap_changes` are in on_policy.set_extras;
+    the last of them only where the gradients are written out.
     """
 
     def __init__(
