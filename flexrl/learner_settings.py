@@ -164,11 +164,16 @@ LearnerSettings = choice("name", SETTINGS, default="ppo")
 def check_fit(settings: Any, world: Any) -> None:
     """ValueError with a sentence if these learner settings cannot work on a world of these settings."""
     has_mirror = world.kind == "motor" and world.body == "humanoid" and world.observation != "v5"
-    for name in ("learning_rate", "clip_range", "clip_range_vf", "max_action_std"):
+    for name in ("learning_rate", "clip_range", "clip_range_vf", "min_action_std", "max_action_std"):
         value = getattr(settings, name, None)
         lowest = 1.0 if value is None else min(value.start, value.end) if isinstance(value, Schedule) else value
         if lowest <= 0:
             raise ValueError(f"learner.{name}: expected numbers above 0, found {lowest:g}")
+    bounds = [getattr(settings, name, None) for name in ("min_action_std", "max_action_std")]
+    if None not in bounds:
+        ends = [(bound.start, bound.end) if isinstance(bound, Schedule) else (bound, bound) for bound in bounds]
+        if any(low > high for low, high in zip(*ends, strict=True)):
+            raise ValueError("learner.min_action_std: expected at most max_action_std, at the start and at the end")
     if getattr(settings, "optimize_memory_usage", False):
         raise ValueError("learner.optimize_memory_usage: SB3 cannot do it for episodes that time ends; write false")
     freq = getattr(settings, "train_freq", 1)

@@ -77,6 +77,7 @@ def is_plain(learner: Any) -> bool:
 
 def set_extras(
     learner: Any,
+    min_action_std: float | Callable[[float], float] | None,
     max_action_std: float | Callable[[float], float] | None,
     bounds_coef: float,
     smooth_coef: float = 0.0,
@@ -84,19 +85,23 @@ def set_extras(
 ) -> None:
     """Keeps what is ours beyond SB3's arguments; ValueError if the policy has no such thing.
 
-    `max_action_std`, a number or a function of the remaining progress, bounds the noise of actions from above: PPO itself
-    lowers it late, if at all. `bounds_coef` weighs the squared distance of mean actions from the action space in the loss:
-    beyond its bounds an action changes nothing, so nothing else brings it back, and the policy ends as an on-off switch.
+    `min_action_std` and `max_action_std`, numbers or functions of the remaining progress, bound the noise of actions: PPO
+    itself lowers it late where advantages are noisy, too soon where they are not, and never raises it again after `init_from`.
+    `bounds_coef` weighs the squared distance of mean actions from the action space in the loss: beyond its bounds an action
+    changes nothing, so nothing else brings it back, and the policy ends as an on-off switch.
     `smooth_coef` weighs the squared change of the mean action from one step to the next in the loss (CAPS, Mysore et al.
     2021): its gradient has no noise, as that of a reward for smooth actions has. Minibatches are of pairs of steps then.
     `bootstrap_changes`: where a world asks for something else within an episode (its info tells), returns end with the value
     of going on as before, as they do at a time limit (Pardo et al. 2018). What is asked next is chance, and its value would
     be most of the advantages' variance.
     """
+    learner.min_action_std = None if min_action_std is None else FloatSchedule(min_action_std)
     learner.max_action_std = None if max_action_std is None else FloatSchedule(max_action_std)
     learner.bounds_coef, learner.smooth_coef, learner.bootstrap_changes = bounds_coef, smooth_coef, bootstrap_changes
-    if max_action_std is not None and (not isinstance(learner.action_space, spaces.Box) or learner.use_sde):
-        raise ValueError("max_action_std: only actions that are numbers have Gaussian noise, and use_sde another; write null")
+    has_noise = isinstance(learner.action_space, spaces.Box) and not learner.use_sde
+    for name, bound in (("min_action_std", min_action_std), ("max_action_std", max_action_std)):
+        if bound is not None and not has_noise:
+            raise ValueError(f"{name}: only actions that are numbers have Gaussian noise, and use_sde another; write null")
     for name, coefficient in (("bounds_coef", bounds_coef), ("smooth_coef", smooth_coef)):
         if coefficient and not learner._is_plain():
             raise ValueError(f"{name}: only for a plain or mirrored MLP, or one LSTM, on a CPU; write 0")
@@ -105,10 +110,13 @@ def set_extras(
 
 
 def bound_noise(learner: Any) -> None:
-    """Lowers the standard deviations of actions to `max_action_std` of the run's progress where they are above it."""
-    if learner.max_action_std is not None:
-        highest = learner.max_action_std(learner._current_progress_remaining)
-        learner.policy.log_std.data.clamp_(max=math.log(highest))
+    """Brings the standard deviations of actions between `min_action_std` and `max_action_std` of the run's progress."""
+    lowest, highest = (
+        None if bound is None else math.log(bound(learner._current_progress_remaining))
+        for bound in (learner.min_action_std, learner.max_action_std)
+    )
+    if lowest is not None or highest is not None:
+        learner.policy.log_std.data.clamp_(min=lowest, max=highest)
 
 
 def roll_out(learner: Any, env: VecEnv, callback: BaseCallback, buffer: Any, n_rollout_steps: int, player: Player) -> bool:

@@ -22,13 +22,14 @@ class PPO(stable_baselines3.PPO):
     """Stable-Baselines3's PPO: the same samples, losses, minibatches, log and optimiser, to rounding, in less time.
 
     See on_policy.py for how. Policies of another kind, and other devices, take SB3's way.
-    `max_action_std`, `bounds_coef`, `smooth_coef` and `bootstrap_changes` are in on_policy.set_extras;
+    `min_action_std`, `max_action_std`, `bounds_coef`, `smooth_coef` and `bootstrap_changes` are in on_policy.set_extras;
     the last of them only where the gradients are written out.
     """
 
     def __init__(
         self,
         *args: Any,
+        min_action_std: float | Callable[[float], float] | None = None,
         max_action_std: float | Callable[[float], float] | None = None,
         bounds_coef: float = 0.0,
         smooth_coef: float = 0.0,
@@ -36,7 +37,7 @@ class PPO(stable_baselines3.PPO):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        set_extras(self, max_action_std, bounds_coef, smooth_coef, bootstrap_changes)
+        set_extras(self, min_action_std, max_action_std, bounds_coef, smooth_coef, bootstrap_changes)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Fills the buffer with `n_rollout_steps` steps of every env; False if the callback ended it before."""

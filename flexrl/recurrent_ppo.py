@@ -28,8 +28,8 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     sb3-contrib cuts a rollout at the ends of episodes and pads the pieces one by one, to the length of the longest. Here
     every piece has the same length and an episode may end within it, where the memory is cleared; a gradient goes back to
-    the chunk's beginning. With chunks as long as the rollout both are the same. `max_action_std`, `bounds_coef` and
-    `bootstrap_changes` are PPO's (ppo.py).
+    the chunk's beginning. With chunks as long as the rollout both are the same. `min_action_std`, `max_action_std`,
+    `bounds_coef` and `bootstrap_changes` are PPO's (ppo.py).
     """
 
     _last_lstm_states: RNNStates
@@ -40,6 +40,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         env: Any,
         *args: Any,
         chunk_length: int = 16,
+        min_action_std: float | Callable[[float], float] | None = None,
         max_action_std: float | Callable[[float], float] | None = None,
         bounds_coef: float = 0.0,
         bootstrap_changes: bool = True,
@@ -47,7 +48,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
     ) -> None:
         self.chunk_length = chunk_length
         super().__init__(policy, env, *args, **kwargs)
-        set_extras(self, max_action_std, bounds_coef, bootstrap_changes=bootstrap_changes)
+        set_extras(self, min_action_std, max_action_std, bounds_coef, bootstrap_changes=bootstrap_changes)
 
     def _setup_model(self) -> None:
         super()._setup_model()

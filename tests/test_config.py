@@ -164,6 +164,8 @@ def test_a_name_where_a_mapping_is_due_is_answered_with_the_mapping(tmp_path: Pa
     assert complaint(path).endswith("no key 'learner.gamma' here; write learner as a mapping of its own (dots are for --set)")
     found = complaint(None, "learner.max_action_std={start: 0.5, end: -1}")
     assert found.endswith("learner.max_action_std: expected numbers above 0, found -1")
+    found = complaint(None, "learner={name: ppo, min_action_std: 0.2, max_action_std: {start: 0.5, end: 0.1}}")
+    assert found.endswith("learner.min_action_std: expected at most max_action_std, at the start and at the end")
 
 
 def test_a_parent_that_does_not_fit_is_refused_before_a_run_begins() -> None:

@@ -158,6 +158,20 @@ def test_the_noise_of_actions_stays_below_its_bound(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo", "recurrent_ppo"])
+def test_the_noise_of_actions_stays_above_its_bound(name: str) -> None:
+    learner = small_learner(name, None, MotorSettings(num_envs=2, num_threads=1), min_action_std=0.8)
+    learner.total_steps = 4 * learner.model.n_steps * learner.model.n_envs
+    log_std = learner.model.policy.log_std
+    with torch.no_grad():
+        log_std.fill_(np.log(0.02))
+        log_std[0] = np.log(0.9)
+    learner.improve()
+    std = log_std.exp().detach().numpy()
+    assert np.abs(std[1:] / 0.8 - 1).max() < 0.05  # an update moves it a little
+    assert std[0] == pytest.approx(0.9, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["ppo", "recurrent_ppo"])
 def test_returns_end_where_something_else_is_asked_for(name: str) -> None:
     """With the value of what would have been seen; here that is the next observation, whose value the buffer knows."""
     world = MotorSettings(
