@@ -6,7 +6,7 @@ MODEL  ?= examples/pretrained/humanoid_skills
 IMAGE  ?= flex-rl
 
 .DEFAULT_GOAL := help
-.PHONY: help train play test check format tensorboard bench build-dev shell clean
+.PHONY: help train play collect test check format tensorboard bench build-dev shell clean
 
 help:  ## print this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ train: $(VENV)/.installed  ## train the humanoid to walk (workspace/humanoid_wal
 
 play: $(VENV)/.installed  ## watch the shipped skills: a table, and play.mp4 (MODEL=workspace/NAME/best for yours)
 	$(RUN) play.py --model $(MODEL) --episodes 8 --video play.mp4
+
+collect: $(VENV)/.installed  ## 200,000 steps of the shipped skills as a dataset (workspace/skills_data; ARGS=... for more)
+	$(RUN) collect.py --name skills_data --model $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed  ## run the tests, as many at a time as there are cores
 	$(RUN) -m pytest -n auto --dist worksteal

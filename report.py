@@ -2,6 +2,7 @@
 
     python report.py runs
     python report.py curves walk_s0 walk_s1 walk_s2 --out curves.png
+    python report.py dataset workspace/walk_data
     python report.py lineage workspace/walk_s0/best
 
 Runs whose settings differ in the seed only are one curve, with a 95 % interval.
@@ -23,8 +24,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from flexrl import ledger, lineage, plots, runs
+from flexrl import dataset_report, ledger, lineage, plots, render, runs
 from flexrl.config import UserError
+from flexrl.dataset import Dataset, open_dataset
 from flexrl.ledger import RunSummary
 from flexrl.lineage import Ancestor
 from flexrl.words import duration, rounded, short
@@ -41,6 +43,8 @@ def main() -> None:
         print(to_json([asdict(row) for row in rows])) if arguments.json else print_table(rows)
     elif arguments.verb == "curves":
         draw_curves(arguments)
+    elif arguments.verb == "dataset":
+        tell_dataset(open_dataset(ledger.find(arguments.path, arguments.workspace)), arguments)
     else:
         root = lineage.trace(ledger.find(arguments.path, arguments.workspace))
         print(to_json(asdict(root))) if arguments.json else print_tree(root)
@@ -50,15 +54,19 @@ def read_arguments() -> argparse.Namespace:
     parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common = runs.Parser(add_help=False)
     common.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="runs|curves|lineage")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="runs|curves|dataset|lineage")
     table = verbs.add_parser("runs", parents=[common], help="a table of the workspace")
     curves = verbs.add_parser("curves", parents=[common], help="learning curves as a picture, seeds averaged")
     curves.add_argument("runs", nargs="+", metavar="RUN", help="a run's name in the workspace, or its folder")
     curves.add_argument("--out", type=Path, default=Path("curves.png"), help=".png, .svg or .pdf (default: curves.png)")
     curves.add_argument("--metric", nargs="+", action="extend", default=[], help="panels of these, such as train/std")
+    data = verbs.add_parser("dataset", parents=[common], help="what is in a dataset: counts, returns, pictures")
+    data.add_argument("path", metavar="PATH", help="a dataset's name in the workspace, or its folder")
+    data.add_argument("--out", type=Path, help="where the pictures go (default: the dataset's folder)")
+    data.add_argument("--no-pictures", action="store_true", help="the table alone")
     tree = verbs.add_parser("lineage", parents=[common], help="the ancestors of a run or snapshot, checked by hash")
     tree.add_argument("path", metavar="PATH", help="a run's name in the workspace, or a run's or a snapshot's folder")
-    for verb in (table, tree):
+    for verb in (table, data, tree):
         verb.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
     return parser.parse_args()
 
@@ -91,6 +99,51 @@ def print_table(rows: Sequence[RunSummary]) -> None:
     for row in rows:
         if row.state in ("failed", "stopped"):
             console.print(Text(f"{row.name}: {row.how}", COLOURS[row.state]))
+
+
+def tell_dataset(dataset: Dataset, arguments: argparse.Namespace) -> None:
+    """A line a skill and policy, size and memory; histograms and a contact sheet as pictures. Every byte is compared first."""
+    dataset.verify()
+    info, groups = dataset.info, dataset_report.groups_of(dataset)
+    size = sum(path.stat().st_size for path in dataset.folder.glob("*.arrow"))
+    if arguments.json:
+        print(to_json({"info": info.model_dump(mode="json"), "bytes": size, "groups": [asdict(group) for group in groups]}))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for name in ("skill at the end", "policy", "episodes", "steps", "return", "length", "success", "fell", "noise"):
+            table.add_column(name, justify="left" if name in ("skill at the end", "policy") else "right")
+        for g in groups:
+            noise = f"{g.noise[0]:g}" if g.noise[0] == g.noise[1] else f"{g.noise[0]:g} to {g.noise[1]:g}"
+            success = "" if g.success is None else f"{g.success:.0%}"
+            returns = f"{rounded(g.mean_return)} ± {rounded(g.std_return)}"
+            row = (
+                f"{g.num_episodes:,}",
+                short(g.num_steps),
+                returns,
+                f"{g.mean_length:.0f}",
+                success,
+                f"{g.fallen:.0%}",
+                noise,
+            )
+            table.add_row(Text(g.skill), Text(g.policy), *row)
+        (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+        a_step = f"{size / max(info.num_steps, 1):,.0f} bytes a step"
+        seconds = f", {duration(info.num_steps * info.seconds_per_step)} of motion" if info.seconds_per_step else ""
+        print(f"{info.num_steps:,} steps in {info.num_episodes:,} episodes{seconds}; {size / 2**20:,.1f} MiB, {a_step}")
+        print(
+            f"a step: observation {info.observation_size}, action {info.action_size}, state {info.state_size or 'not recorded'}"
+        )
+    if arguments.no_pictures:
+        return
+    folder = arguments.out or dataset.folder
+    dataset_report.draw_histograms(dataset, folder / "returns.png")
+    print(f"wrote {folder / 'returns.png'}", file=sys.stderr)
+    if info.state_size:
+        try:
+            dataset_report.draw_episodes(dataset, folder / "episodes.png")
+            print(f"wrote {folder / 'episodes.png'}", file=sys.stderr)
+        except render.RenderError as error:
+            print(f"no frames: {error}", file=sys.stderr)
 
 
 def draw_curves(arguments: argparse.Namespace) -> None:

@@ -79,6 +79,11 @@ class Assignments:
         if self._words:
             self.phrase[i] = rng.integers(self._first_phrase[skill], self._first_phrase[skill + 1])
 
+    @property
+    def asked_phrase(self) -> NDArray[np.intp]:
+        """The words for what each body is asked for, (num_envs,): those drawn, or its skill's first where nobody reads them."""
+        return self.phrase if self._words else self._first_phrase[self.skill]
+
     def follow_skills(self, ids: slice | NDArray[np.intp]) -> None:
         """What is the task's, written for each body of `ids`."""
         skill = self.skill[ids]

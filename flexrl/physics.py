@@ -25,6 +25,7 @@ DIVERGED_WARNINGS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtW
 
 
 ALL = slice(None)  # simulations
+S = mujoco.mjtState
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,12 @@ def _make_servo(actuator: Any, joint: Any, in_degrees: bool) -> None:
     actuator.ctrllimited, actuator.ctrlrange = True, np.deg2rad(joint.range) if in_degrees else joint.range
 
 
+def _resumable_size(model: mujoco.MjModel) -> int:
+    """How many numbers of a state row come before the controls."""
+    parts = (S.mjSTATE_TIME, S.mjSTATE_QPOS, S.mjSTATE_QVEL, S.mjSTATE_ACT, S.mjSTATE_HISTORY, S.mjSTATE_WARMSTART)
+    return sum(mujoco.mj_stateSize(model, int(part)) for part in parts)
+
+
 class Physics:
     """`num_envs` simulations of one body, stepped together.
 
@@ -137,6 +144,9 @@ class Physics:
         self.qpos, self.qvel, self.ctrl = bind("qpos"), bind("qvel"), bind("ctrl")
         # time, positions and velocities lead a state row, in this order
         self._motion = self._batch.state[:, : 1 + self.model.nq + self.model.nv]
+        # and activations and the solver's warm start follow (mjtState): with the controls, all that a step depends on where
+        # nothing else pushes
+        self.resumable: Array = self._batch.state[:, : _resumable_size(self.model)]
         self._start = self._batch.state[0].copy()  # (nstate,): time 0, no warm start
         self.xfrc_applied = bind("xfrc_applied")  # (num_envs, nbody, 6) N and N m, world frame; part of the state
         self.xipos, self.geom_xpos = bind("xipos"), bind("geom_xpos")
@@ -223,6 +233,13 @@ class Physics:
         self._batch.forward(ids)
         if self.mode == "v5":
             self.cfrc_ext[ids] = 0.0
+
+    def resume_from(self, ids: NDArray[np.intp], rows: Array) -> None:
+        """Puts simulations `ids` (n,) where rows of `resumable` were read (n, size), derived fields computed."""
+        self._batch.state[ids] = self._start
+        self.resumable[ids] = rows
+        self._batch.forward(ids)
+        self.resumable[ids] = rows  # forward has warmed the solver up
 
     def _count_warnings(self) -> NDArray[np.int64]:
         return self._batch.warning[:, DIVERGED_WARNINGS, 1].sum(axis=1)  # type: ignore[no-any-return]

@@ -20,6 +20,7 @@ from flexrl.config import Settings, UserError
 from flexrl.learner_settings import SETTINGS, LearnerSettings
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
+from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise, read_space
 
 Bools = NDArray[np.bool_]
@@ -33,6 +34,12 @@ class Policy(Protocol):
 
     def act(self, obs: NDArray[np.floating]) -> NDArray[Any]:
         """Actions (num_envs, action_dim) for observations (num_envs, obs_dim)."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What it remembers, as a tree of plain values and arrays."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on exactly where `get_state` was taken, with as many simulations."""
 
 
 class RandomPolicy:
@@ -49,6 +56,14 @@ class RandomPolicy:
         """One sample for each row of `obs`."""
         return np.array([self._space.sample() for _ in range(len(obs))])
 
+    def get_state(self) -> dict[str, Any]:
+        """Where the generator of actions stands."""
+        return {"rng": pack_generator(self._space.np_random)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Draws on from there."""
+        unpack_generator(self._space.np_random, state["rng"])
+
 
 class ZeroPolicy:
     """No action: zero torque, or the first of discrete choices."""
@@ -62,6 +77,13 @@ class ZeroPolicy:
     def act(self, obs: NDArray[np.floating]) -> NDArray[Any]:
         """Zeros for each row of `obs`."""
         return np.zeros((len(obs), *self._shape), self._dtype)
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing is remembered."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing is remembered."""
 
 
 class LearnedPolicy:
@@ -87,6 +109,16 @@ class LearnedPolicy:
         )
         self._starts = np.zeros(len(obs), bool)
         return action  # type: ignore[no-any-return]
+
+    def get_state(self) -> dict[str, Any]:
+        """The memory of each simulation, and which of them begin."""
+        memory = () if self._memory is None else self._memory
+        return {"memory": [np.array(part) for part in memory], "starts": self._starts.copy()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Remembers that."""
+        self._memory = tuple(part.copy() for part in state["memory"]) or None
+        self._starts = state["starts"].astype(bool)
 
 
 def policy_of(learner: Learner, deterministic: bool) -> LearnedPolicy:

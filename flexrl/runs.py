@@ -12,7 +12,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
@@ -75,7 +76,17 @@ def check_name(name: str) -> str:
     return name
 
 
-def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None]) -> tuple[S, Run[S]]:
+@dataclass(frozen=True)
+class Flag:
+    """An option of a verb that stands for a setting; `to_set` makes of what was given what --set would be given."""
+
+    option: str
+    metavar: str
+    help: str
+    to_set: Callable[[list[str]], str]
+
+
+def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None], flags: Sequence[Flag] = ()) -> tuple[S, Run[S]]:
     """Reads the command line of a verb that makes a run, checks everything, and returns its settings and the run.
 
     `rehearse(settings, is_new)` builds what they ask for, small, and raises UserError where they cannot work; `is_new`:
@@ -89,7 +100,11 @@ def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None]) 
     parser.add_argument("--resume", action="store_true", help="go on with the run of that name, exactly where it was saved")
     parser.add_argument("--check", action="store_true", help="print the resolved settings and exit")
     parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live (default: workspace)")
+    for flag in flags:
+        parser.add_argument(flag.option, action="append", metavar=flag.metavar, help=flag.help)
     arguments = parser.parse_args()
+    given = [(flag, getattr(arguments, flag.option.removeprefix("--").replace("-", "_"))) for flag in flags]
+    arguments.set = [flag.to_set(texts) for flag, texts in given if texts] + arguments.set
     if arguments.name is None and not arguments.check:
         raise UserError("--name: every run needs one, such as --name walk_1")
     name = check_name(arguments.name or "check")

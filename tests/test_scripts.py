@@ -392,7 +392,8 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("observations", "goals", "looks", "render", "viewer"), 1),
         **dict.fromkeys(("motor_settings", "assignments", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),
         **dict.fromkeys(("replay", "networks", "mlp", "lstm", "on_policy", "ppo", "recurrent_ppo"), 3),
-        **dict.fromkeys(("learner_settings", "learners"), 3),
+        **dict.fromkeys(("learner_settings", "learners", "dataset", "dataset_writer"), 3),
+        **dict.fromkeys(("collector", "collection", "dataset_exports", "dataset_report"), 4),
         **dict.fromkeys(("policies", "tour", "warm_start", "evaluation", "lineage", "ledger", "plots"), 4),
     }
     files = {path.stem: path for path in (ROOT / "flexrl").glob("*.py") if path.stem != "__init__"}
@@ -419,6 +420,6 @@ def test_files_import_downward_only() -> None:
 
 def test_scripts_that_people_type_are_there() -> None:
     text = (ROOT / "Makefile").read_text()
-    for target in ("train", "play", "test", "check", "tensorboard", "build-dev", "shell"):
+    for target in ("train", "play", "collect", "test", "check", "tensorboard", "build-dev", "shell"):
         assert f"\n{target}:" in text
     assert (ROOT / ".ci" / "run").stat().st_mode & stat.S_IXUSR

@@ -1,0 +1,185 @@
+"""Roll policies out into a dataset of whole episodes.
+
+    python collect.py --name walk_data --model examples/pretrained/humanoid_walk --steps 200_000
+
+It lies in workspace/<name>/: Arrow files of steps, a table of episodes, what made them. --resume goes on after a stop.
+A dataset that is there goes out to other formats, and one of Minari's comes in:
+
+    python collect.py --name walk_data --export minari humanoid/walk-v0
+    python collect.py --name walk_data --export lerobot walk_lerobot
+    python collect.py --name walk_data --export npz walk.npz
+    python collect.py --name theirs --import-minari ~/.minari/datasets/mujoco/halfcheetah/medium-v0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from flexrl import runs, snapshots
+from flexrl.collection import CollectSettings, describe, make_crew, open_models, rehearse, world_of
+from flexrl.collector import Collector, Episode
+from flexrl.config import Settings, UserError
+from flexrl.dataset import columns_of, open_dataset
+from flexrl.dataset_exports import export_lerobot, export_minari, export_npz, import_minari
+from flexrl.dataset_writer import DatasetWriter
+from flexrl.motor_world import MotorWorld
+from flexrl.progress import Progress
+from flexrl.provenance import python
+from flexrl.worlds import closing, make_world
+
+FLAGS = (
+    runs.Flag(
+        *("--model", "PATH", "who acts: a snapshot's folder, random or zero; several times for several (weights in YAML)"),
+        lambda texts: f"models={json.dumps([{'path': text} for text in texts])}",
+    ),
+    runs.Flag("--steps", "N", "env steps in all (default: 200_000)", lambda texts: f"num_steps={texts[-1]}"),
+)
+
+
+def main() -> None:
+    for option, other in (("--export", export), ("--import-minari", import_from_minari)):
+        if any(text.partition("=")[0] == option for text in sys.argv[1:]):
+            other()
+            return
+    settings, run = runs.begin(CollectSettings, __doc__, rehearse, FLAGS)
+    torch.set_num_threads(1)  # the cores are the physics'
+    parents = open_models(settings)
+    world_settings = world_of(settings, parents)
+    if not snapshots.exists(run.latest):
+        for model, parent in zip(settings.models, parents, strict=True):
+            if parent is not None:
+                run.add_parent(model.path, parent.folder)
+    with run, closing(make_world(world_settings, settings.seed)) as world:
+        info = describe(settings, world_settings, world, parents)
+        writer = DatasetWriter(run.folder, info, settings.shard_steps)
+        crew = make_crew(settings, parents, world)
+        collector = Collector(world, crew, columns_of(info), settings.noise, settings.seed)
+        resume(run, collector, writer)
+        with Progress(settings.num_steps, collector.num_steps) as progress:
+            clock = Clock(collector.num_steps)
+            while collector.num_steps < settings.num_steps:
+                ended = list(collector.step())
+                for episode in ended:
+                    writer.add(episode.steps, episode.row)
+                clock.count(ended)
+                if writer.is_full:
+                    writer.flush()
+                    run.log(collector.num_steps, clock.metrics(collector.num_steps))
+                    remember(run, collector, writer)
+                    run.save(force=True)
+                if ended:
+                    progress.update(collector.num_steps, clock.metrics(collector.num_steps), -np.inf)
+                run.check_stop()
+        for episode in collector.cut():
+            writer.add(episode.steps, episode.row)
+        run.num_steps = collector.num_steps
+        writer.finish()
+    print(f"{writer.num_steps:,} steps in {writer.num_episodes:,} episodes: {run.folder}")
+    print(f"look at them: {python()} report.py dataset {run.folder}")
+
+
+def export() -> None:
+    """A finished dataset of the workspace in another format."""
+    parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="the dataset's folder in the workspace")
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where it lives (default: workspace)")
+    parser.add_argument(
+        "--export", nargs=2, required=True, metavar=("FORMAT", "TO"), help="minari, lerobot or npz, and where to"
+    )
+    arguments = parser.parse_args()
+    kind, to = arguments.export
+    if kind not in ("minari", "lerobot", "npz"):
+        raise UserError(f"--export {kind}: expected minari NAME, lerobot FOLDER or npz FILE")
+    dataset = open_dataset(arguments.workspace / runs.check_name(arguments.name))
+    dataset.verify()
+    if kind == "minari":
+        print(f"wrote {export_minari(dataset, to)}")
+        return
+    (export_lerobot if kind == "lerobot" else export_npz)(dataset, Path(to))
+    print(f"wrote {to}")
+
+
+def import_from_minari() -> None:
+    """One of Minari's datasets as a dataset of the workspace."""
+    parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="the new dataset's folder in the workspace")
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where it is to live (default: workspace)")
+    parser.add_argument("--import-minari", type=Path, required=True, metavar="PATH", help="the folder of Minari's dataset")
+    arguments = parser.parse_args()
+    folder = arguments.workspace / runs.check_name(arguments.name)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: there is something of this name; take another --name")
+    if not arguments.import_minari.is_dir():
+        raise UserError(f"--import-minari {arguments.import_minari}: no such folder")
+    with runs.Run(folder, ImportSettings(source=str(arguments.import_minari))) as run:
+        info = import_minari(arguments.import_minari, folder, ImportSettings.shard_steps)
+        run.num_steps = info.num_steps
+    print(f"{info.num_steps:,} steps in {info.num_episodes:,} episodes: {folder}")
+
+
+class ImportSettings(Settings):
+    """What an import is."""
+
+    shard_steps: ClassVar[int] = 65_536
+    # the folder that was read
+    source: str
+
+
+class Clock:
+    """Steps a second since the last time that it was asked, and what the last hundred episodes came to."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._steps, self._time, self._speed = num_steps, time.perf_counter(), 0.0
+        self._rows: list[tuple[float, int, float]] = []
+
+    def count(self, ended: list[Episode]) -> None:
+        """Keeps how these episodes came out."""
+        self._rows += [(e.row["episode_return"], len(e.steps["reward"]), e.row["success"]) for e in ended]
+        self._rows = self._rows[-100:]
+
+    def metrics(self, num_steps: int) -> dict[str, float]:
+        """By the names of a training's."""
+        now = time.perf_counter()
+        if now - self._time > 1.0:
+            self._speed = (num_steps - self._steps) / (now - self._time)
+            self._steps, self._time = num_steps, now
+        rows = np.array(self._rows)
+        metrics = {"time/env_steps_per_second": self._speed}
+        if len(rows):
+            metrics |= {"rollout/return": float(rows[:, 0].mean()), "rollout/length": float(rows[:, 1].mean())}
+            judged = rows[np.isfinite(rows[:, 2]), 2]
+            metrics |= {"rollout/success": float(judged.mean())} if len(judged) else {}
+        return metrics
+
+
+def remember(run: runs.Run[CollectSettings], collector: Collector, writer: DatasetWriter) -> None:
+    """This moment, between two files, as what run.save writes."""
+    document, arrays = snapshots.pack_tree({"collector": collector.get_state(), "writer": writer.get_state()})
+    run.remember(collector.num_steps, lambda: {"collection.json": document, "collection.safetensors": arrays})
+
+
+def resume(run: runs.Run[CollectSettings], collector: Collector, writer: DatasetWriter) -> None:
+    """Puts both where latest/ is, if there is one, or begins."""
+    if not snapshots.exists(run.latest):
+        writer.set_state(None)
+        collector.begin()
+        return
+    arrays = snapshots.read_arrays(run.latest / "collection.safetensors")
+    state = snapshots.unpack_tree((run.latest / "collection.json").read_bytes(), arrays)
+    writer.set_state(state["writer"])
+    collector.set_state(state["collector"])
+    run.resumed_from(collector.num_steps)
+    how = "exactly" if isinstance(collector.world, MotorWorld) else "with new episodes (a Gymnasium world has no state to save)"
+    print(f"going on {how} at step {collector.num_steps:,}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    runs.verb(main)

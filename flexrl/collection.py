@@ -1,0 +1,224 @@
+"""The settings of a collection, and what they come to: the world, the policies, what the dataset says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from pydantic import Field, model_validator
+
+from flexrl import snapshots
+from flexrl.collector import Crew
+from flexrl.config import Settings, UserError
+from flexrl.dataset import BlockInfo, DatasetInfo, PhraseInfo, PolicyInfo
+from flexrl.goals import GOALS
+from flexrl.motor_settings import MotorSettings, SkillName, Weight, resolve_tasks
+from flexrl.motor_world import MotorWorld
+from flexrl.policies import Policy, RandomPolicy, Snapshot, ZeroPolicy, load_policy, open_snapshot
+from flexrl.skill_sampling import Sampling
+from flexrl.tasks import Range
+from flexrl.worlds import GymnasiumSettings, WorldSettings, make_world
+
+World = MotorSettings | GymnasiumSettings
+
+
+WITHOUT_SNAPSHOT = ("random", "zero")
+
+
+class ModelSettings(Settings):
+    """One of the policies that act."""
+
+    # a snapshot's folder, such as workspace/humanoid/best; or random, or zero
+    path: str
+    # its share of the simulations, of the sum of all
+    weight: float = Field(1.0, gt=0)
+    # sample actions instead of taking the likeliest
+    stochastic: bool = False
+
+
+class CollectSettings(Settings):
+    """What a collection is; the defaults roll out the shipped walk."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("num_steps", "num_threads")
+
+    # env steps in all, over all simulations
+    num_steps: int = Field(200_000, ge=1, le=10**12)
+    seed: int = Field(0, ge=0, le=2**31)
+    # who acts, each in simulations of its own
+    models: list[ModelSettings] = Field([ModelSettings(path="examples/pretrained/humanoid_walk")], min_length=1, max_length=256)
+    # standard deviations of what is added to actions, in their units; each episode draws one
+    noise: list[float] = Field([0.0], min_length=1, max_length=100)
+    # where random and zero act; null: the first model's world, with skills and commands drawn as in its training
+    world: WorldSettings | None = None
+    # v5: Gymnasium's own dynamics; fast: the humanoid's in longer steps; same: the training's
+    physics: Literal["same", "v5", "fast"] = "same"
+    # weight of each skill; left empty: as in the training
+    skills: dict[SkillName, Weight] = {}
+    # how the skill of an episode is chosen; null: as in the training
+    sampling: Sampling | None = None
+    # s between changes of the skill within an episode, [shortest, longest]; null: never; same: as in the training
+    switch: Range | Literal["same"] | None = "same"
+    # simulations stepped together
+    num_envs: int = Field(128, ge=1, le=65536)
+    # physics threads; null: one for each CPU core
+    num_threads: int | None = Field(None, ge=1, le=1024)
+    # steps in a file, at least; an episode is never cut in two
+    shard_steps: int = Field(65_536, ge=1, le=2**24)
+
+    @model_validator(mode="after")
+    def _fits(self) -> CollectSettings:
+        if any(level < 0 for level in self.noise):
+            raise ValueError("noise: expected numbers from 0, in units of the action")
+        if self.world is None and self.models[0].path in WITHOUT_SNAPSHOT:
+            raise ValueError(f"world: {self.models[0].path} needs one, such as world: {{kind: motor, task: walk_forward}}")
+        return self
+
+
+def rehearse(settings: CollectSettings, is_new: bool) -> None:
+    """Opens every model and tries it on a world of one env: what does not fit is refused before anything is written."""
+    parents = open_models(settings)
+    world_settings = world_of(settings, parents)
+    try:
+        world = make_world(world_settings.model_copy(update=small(world_settings)))
+    except ValueError as error:
+        raise UserError(f"world: {error}") from None
+    with contextlib.closing(world):
+        if not isinstance(world.observation_space, spaces.Box):
+            raise UserError("world: only observations that are numbers in a box can be collected")
+        if not isinstance(world.action_space, spaces.Box) and any(settings.noise):
+            raise UserError("noise: only actions that are numbers can be noisy; write noise: [0]")
+        for model, parent in zip(settings.models, parents, strict=True):
+            if parent is not None:
+                check_fit(model, parent, settings.models[0], world_settings)
+        try:
+            Crew(
+                [ZeroPolicy(world.action_space)] * len(parents),
+                [m.weight for m in settings.models],
+                settings.num_envs,
+                world.action_space,
+            )
+        except ValueError as error:
+            raise UserError(f"models: {error}") from None
+
+
+def small(world: World) -> dict[str, Any]:
+    """What makes the world one of a single env."""
+    return {"num_envs": 1} | ({"subprocesses": False} if isinstance(world, GymnasiumSettings) else {"num_threads": 1})
+
+
+def check_fit(model: ModelSettings, parent: Snapshot, first: ModelSettings, world: World) -> None:
+    """UserError if a policy sees or does something else than this world shows and takes."""
+    own = parent.settings.world
+    keys = ("kind", "body", "observation", "goal", "encoder", "action", "id")
+    for key in keys:
+        if getattr(own, key, None) != getattr(world, key, None):
+            its, ours = getattr(own, key, None), getattr(world, key, None)
+            raise UserError(
+                f"models: {model.path} was trained with world.{key} {its!r}, not {ours!r} as {first.path}; "
+                "collect it into a dataset of its own"
+            )
+    if isinstance(own, MotorSettings) and isinstance(world, MotorSettings) and {"one_hot", "embedding"} & set(own.goal):
+        ours, its = list(resolve_tasks(world)), list(resolve_tasks(own))
+        if ours != its:
+            raise UserError(
+                f"models: {model.path} knows the skills {', '.join(its)}; the world of {first.path} has {', '.join(ours)}"
+            )
+
+
+def open_models(settings: CollectSettings) -> list[Snapshot | None]:
+    """The snapshots, null for random and zero."""
+    try:
+        return [None if m.path in WITHOUT_SNAPSHOT else open_snapshot(Path(m.path)) for m in settings.models]
+    except UserError as error:
+        raise UserError(f"models: {error}") from None
+
+
+def world_of(settings: CollectSettings, parents: list[Snapshot | None]) -> World:
+    """The world that is stepped: the given one or the first model's, at full difficulty, its bodies all alike."""
+    if settings.world is not None:
+        world: World = settings.world
+    else:
+        first = parents[0]
+        assert first is not None  # CollectSettings._fits
+        world = first.settings.world
+    if isinstance(world, GymnasiumSettings):
+        if settings.skills or settings.physics != "same":
+            raise UserError(f"{'skills' if settings.skills else 'physics'}: {world.id} has none to choose from; leave it away")
+        return world.model_copy(update={"num_envs": settings.num_envs})
+    update: dict[str, Any] = {"num_envs": settings.num_envs, "num_threads": settings.num_threads}
+    update |= {"curriculum": None, "randomise": None}
+    if settings.physics != "same":
+        update["physics"] = settings.physics
+    if settings.switch != "same":
+        if settings.switch is not None and world.task != "mixed":
+            raise UserError("switch: only a mixed world has several skills; write null, or leave it away")
+        update["switch"] = settings.switch
+    if settings.sampling is not None:
+        update["sampling"] = settings.sampling
+    if settings.skills:
+        update["skills"] = with_weights(world, settings.skills)
+    return MotorSettings.model_validate((world.model_copy(update=update)).model_dump())
+
+
+def with_weights(world: MotorSettings, weights: dict[Any, float]) -> dict[Any, float]:
+    """The world's skills, in its order, with these weights; those left out have none."""
+    names = list(resolve_tasks(world))
+    for name in weights:
+        if name not in names or world.task != "mixed":
+            raise UserError(f"skills: this world has no skill {name!r} to weigh; it has {', '.join(names)}")
+    return {name: weights.get(name, 0.0) for name in names}
+
+
+def describe(settings: CollectSettings, world_settings: World, world: Any, parents: list[Snapshot | None]) -> DatasetInfo:
+    """What dataset.yaml says."""
+    batch = world.batch if isinstance(world, MotorWorld) else None
+    box = world.action_space
+    size = int(np.prod(box.shape, dtype=int)) if box.shape else 1
+    low, high = (box.low, box.high) if isinstance(box, spaces.Box) else (np.zeros(1), np.array([box.n - 1]))
+    blocks = [BlockInfo(name="observation", size=int(world.observation_space.shape[0]))]
+    if batch is not None:
+        blocks = [
+            BlockInfo(name=block.name, size=len(block.mirror.source), is_goal=block.name in GOALS)
+            for block in batch.observation.blocks
+        ]
+    return DatasetInfo(
+        world=world_settings.model_dump(mode="json", exclude={"num_threads"}),
+        body=world_settings.body if isinstance(world_settings, MotorSettings) else None,
+        seconds_per_step=float(batch.physics.dt) if batch else None,
+        observation=tuple(blocks),
+        action_size=size,
+        action_low=tuple(map(float, np.ravel(low))),
+        action_high=tuple(map(float, np.ravel(high))),
+        state_size=batch.physics.resumable.shape[1] if batch else 0,
+        skills=tuple(batch.skills) if batch else (),
+        phrases=tuple(PhraseInfo(skill=t.name, words=w) for t in batch.tasks for w in t.words) if batch else (),
+        policies=tuple(
+            PolicyInfo(
+                path=model.path,
+                sha256=snapshots.content_hash(parent.folder) if parent else None,
+                weight=model.weight,
+                stochastic=model.stochastic,
+            )
+            for model, parent in zip(settings.models, parents, strict=True)
+        ),
+        noise=tuple(settings.noise),
+        seed=settings.seed,
+    )
+
+
+def make_crew(settings: CollectSettings, parents: list[Snapshot | None], world: Any) -> Crew:
+    """The policies, each with its simulations."""
+    policies: list[Policy] = []
+    for index, (model, parent) in enumerate(zip(settings.models, parents, strict=True)):
+        if parent is not None:
+            policies.append(load_policy(parent, deterministic=not model.stochastic))
+        elif model.path == "random":
+            policies.append(RandomPolicy(world.action_space, settings.seed + index))
+        else:
+            policies.append(ZeroPolicy(world.action_space))
+    torch.manual_seed(settings.seed)
+    return Crew(policies, [model.weight for model in settings.models], world.num_envs, world.action_space)

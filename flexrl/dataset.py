@@ -1,0 +1,277 @@
+"""A dataset on disk: a folder of Arrow files, many whole episodes in each, memory-mapped, and a table of the episodes.
+
+00000.arrow ...   steps: observation, action, reward, terminated, truncated, skill, goal, command, state
+episodes.arrow    one row an episode, with where its steps lie
+dataset.yaml      what the columns are: world, observation blocks, skills, phrases, policies
+stats.json        means, standard deviations and ranges
+manifest.json     SHA-256 of each of these files, written last: a folder without it is not finished
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flexrl import snapshots
+from flexrl.config import UserError
+
+FORMAT = 1  # goes up when a reader of the old files would misread the new ones
+DATASET, EPISODES, STATS = "dataset.yaml", "episodes.arrow", "stats.json"
+Array = NDArray[Any]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BlockInfo(_Record):
+    """A named part of the observation."""
+
+    name: str
+    size: int
+    is_goal: bool = False  # it shows what is asked for, not the body
+
+
+class PhraseInfo(_Record):
+    """One way to ask for a skill; column `goal` counts these."""
+
+    skill: str
+    words: str
+
+
+class PolicyInfo(_Record):
+    """Who acted; `policy` in the table of episodes counts these."""
+
+    path: str  # as it was named; or random, or zero
+    sha256: str | None  # the snapshot's content hash
+    weight: float  # share of the steps, of the sum of all
+    stochastic: bool
+
+
+class DatasetInfo(_Record):
+    """dataset.yaml: what the columns mean, and what made them."""
+
+    format: Literal[1] = 1
+    world: dict[str, Any]  # its settings, complete
+    body: str | None  # null for a Gymnasium environment
+    seconds_per_step: float | None
+    observation: tuple[BlockInfo, ...]
+    action_size: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    state_size: int  # of the physics: time, positions, velocities, activations, warm start; 0: not recorded
+    skills: tuple[str, ...]  # column `skill` counts these
+    phrases: tuple[PhraseInfo, ...]
+    policies: tuple[PolicyInfo, ...]
+    noise: tuple[float, ...]  # levels, in units of the action
+    seed: int
+    num_steps: int = 0
+    num_episodes: int = 0
+
+    @property
+    def observation_size(self) -> int:
+        """Numbers in an observation."""
+        return sum(block.size for block in self.observation)
+
+    def columns_of(self, is_goal: bool) -> NDArray[np.intp]:
+        """The entries of the observation that show the goal, or those that show the body."""
+        return np.flatnonzero(np.repeat([b.is_goal for b in self.observation], [b.size for b in self.observation]) == is_goal)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column of the steps holds."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...] = ()  # of one step
+
+
+def columns_of(info: DatasetInfo) -> dict[str, Column]:
+    """The columns of the steps, in the order of the files."""
+    columns = {
+        "observation": Column(np.dtype(np.float32), (info.observation_size,)),
+        "action": Column(np.dtype(np.float32), (info.action_size,)),
+        "reward": Column(np.dtype(np.float32)),
+        "terminated": Column(np.dtype(np.bool_)),
+        "truncated": Column(np.dtype(np.bool_)),
+        "skill": Column(np.dtype(np.int16)),
+        "goal": Column(np.dtype(np.int16)),
+        "command": Column(np.dtype(np.float32), (3,)),
+    }
+    if info.state_size:
+        columns["state"] = Column(np.dtype(np.float64), (info.state_size,))
+    return columns
+
+
+def schema_of(columns: dict[str, Column]) -> pa.Schema:
+    """The Arrow schema of the step files."""
+    fields = []
+    for name, column in columns.items():
+        kind = pa.from_numpy_dtype(column.dtype)
+        fields.append(pa.field(name, pa.list_(kind, column.shape[0]) if column.shape else kind, nullable=False))
+    return pa.schema(fields)
+
+
+def to_arrow(array: Array) -> pa.Array:
+    """(n,) or (n, size) numbers as an Arrow array, without a copy where Arrow has the same layout."""
+    array = np.ascontiguousarray(array)
+    if array.ndim == 1:
+        return pa.array(array)
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+
+
+def to_numpy(array: pa.Array) -> Array:
+    """What `to_arrow` made, as a view of its memory (booleans, which Arrow packs, as a copy)."""
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        return array.flatten().to_numpy().reshape(-1, size)
+    return array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
+
+
+def shard_name(index: int) -> str:
+    """The file name of the `index`th file of steps."""
+    return f"{index:05d}.arrow"
+
+
+@dataclass(frozen=True)
+class EpisodeTable:
+    """The episodes, one entry each, in the order of the files."""
+
+    shard: NDArray[np.int64]  # which file of steps
+    start: NDArray[np.int64]  # its first row there
+    length: NDArray[np.int64]  # steps
+    seed: NDArray[np.int64]  # of the simulation
+    number: NDArray[np.int64]  # how many the simulation had had before
+    skill: NDArray[np.int64]  # the last one asked for; -1 in a world without
+    num_switches: NDArray[np.int64]  # changes of the skill within the episode
+    policy: NDArray[np.int64]
+    noise: NDArray[np.float64]
+    episode_return: NDArray[np.float64]
+    success: NDArray[np.float64]  # 1 or 0 of the last skill; NaN where nobody can say
+    terminated: NDArray[np.bool_]  # ended by the task, a fall say
+    cut: NDArray[np.bool_]  # by the end of the collection
+    final_observation: NDArray[np.float32]  # (num_episodes, observation_size), after the last step
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def select(self, mask: NDArray[np.bool_]) -> EpisodeTable:
+        """The episodes where `mask` (num_episodes,) is true."""
+        return EpisodeTable(**{name: getattr(self, name)[mask] for name in TABLE})
+
+
+TABLE = tuple(EpisodeTable.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A finished dataset; its steps are read from the files as they are touched."""
+
+    folder: Path
+    info: DatasetInfo
+    episodes: EpisodeTable
+    stats: dict[str, dict[str, list[float]]]
+    sha256: str
+    _mapped: dict[int, dict[str, Array]] = field(default_factory=dict)
+
+    def shard(self, index: int) -> dict[str, Array]:
+        """A file's columns as memory-mapped arrays (num_rows, ...); UserError if it is not what dataset.yaml says."""
+        if index not in self._mapped:
+            self._mapped[index] = self._map(self.folder / shard_name(index))
+        return self._mapped[index]
+
+    def _map(self, path: Path) -> dict[str, Array]:
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: is cut or damaged ({' '.join(str(error).split())}); {_COLLECT_AGAIN}") from None
+        if batch.schema != self.schema:
+            raise UserError(f"{path}: holds other columns than {self.folder / DATASET} says; it is of another dataset")
+        return {name: to_numpy(batch.column(name)) for name in batch.schema.names if name not in ("terminated", "truncated")}
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of the files of steps."""
+        return schema_of(columns_of(self.info))
+
+    def episode(self, index: int, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """The columns (length, ...) of an episode, views of the files; `terminated` and `truncated` included."""
+        table = self.episodes
+        rows = slice(int(table.start[index]), int(table.start[index] + table.length[index]))
+        shard = self.shard(int(table.shard[index]))
+        columns = {name: array[rows] for name, array in shard.items() if names is None or name in names}
+        last = np.arange(rows.stop - rows.start) == rows.stop - rows.start - 1
+        if names is None:
+            columns["terminated"] = last & table.terminated[index]
+            columns["truncated"] = last & ~table.terminated[index]
+        return columns
+
+    def verify(self) -> None:
+        """Compares every file with its hash; UserError names the first that is damaged."""
+        snapshots.check(self.folder)
+
+
+_COLLECT_AGAIN = "copy the dataset anew, or collect it again"
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """A dataset, its small files read and the sizes of the large ones checked; UserError with the file and the cure.
+
+    `Dataset.verify` compares every byte.
+    """
+    manifest_path = folder / snapshots.MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such dataset; collect.py makes one")
+    if not (folder / DATASET).is_file() and not manifest_path.is_file():
+        raise UserError(f"{folder}: is no dataset (it has no {DATASET}); collect.py makes one")
+    if not manifest_path.is_file():
+        raise UserError(f"{folder}: was not finished; python collect.py --name {folder.name} --resume goes on with it")
+    try:
+        manifest = json.loads(manifest_path.read_bytes())
+        sizes: dict[str, int] = {str(name): int(size) for name, size in manifest["sizes"].items()}
+        hashes = {name: str(manifest["files"][name]) for name in (DATASET, EPISODES, STATS)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{manifest_path}: is damaged, or of a snapshot; {_COLLECT_AGAIN}") from None
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; {_COLLECT_AGAIN}")
+        if path.stat().st_size != size:
+            raise UserError(f"{path}: is cut or damaged ({path.stat().st_size:,} bytes, not {size:,}); {_COLLECT_AGAIN}")
+    for name, expected in hashes.items():
+        if snapshots.file_hash(folder / name) != expected:
+            raise UserError(f"{folder / name}: is damaged (its SHA-256 is not the manifest's); {_COLLECT_AGAIN}")
+    info = read_info(folder / DATASET)
+    table = read_episodes(folder / EPISODES)
+    stats = json.loads((folder / STATS).read_bytes())
+    return Dataset(folder, info, table, stats, snapshots.content_hash(folder))
+
+
+def read_info(path: Path) -> DatasetInfo:
+    """dataset.yaml; UserError if it is of another version or damaged."""
+    try:
+        values = yaml.safe_load(path.read_bytes())
+        if isinstance(values, dict) and values.get("format") != FORMAT:
+            raise UserError(f"{path}: is of dataset format {values.get('format')}, this flex-rl reads {FORMAT}")
+        return DatasetInfo.model_validate(values)
+    except (OSError, yaml.YAMLError, ValidationError):
+        raise UserError(f"{path}: is damaged; {_COLLECT_AGAIN}") from None
+
+
+def read_episodes(path: Path) -> EpisodeTable:
+    """The table of episodes; UserError if it is damaged."""
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        return EpisodeTable(**{name: to_numpy(batch.column(name)) for name in TABLE})
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UserError(f"{path}: is damaged ({' '.join(str(error).split())}); {_COLLECT_AGAIN}") from None

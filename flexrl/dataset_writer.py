@@ -1,0 +1,191 @@
+"""Writes a dataset, file by file: each appears whole or not at all, and the same episodes make the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
+
+from flexrl import snapshots
+from flexrl.dataset import (
+    DATASET,
+    EPISODES,
+    STATS,
+    TABLE,
+    Array,
+    Column,
+    DatasetInfo,
+    columns_of,
+    schema_of,
+    shard_name,
+    to_arrow,
+)
+
+DESCRIBED = ("observation", "action", "reward", "command")  # columns that stats.json tells about
+
+
+class Moments:
+    """Mean, variance and range of the rows that were added, block by block (Chan et al. 1979)."""
+
+    def __init__(self, size: int) -> None:
+        self.count = np.zeros(1)
+        self.mean, self.sum_of_squares = np.zeros(size), np.zeros(size)  # the second of deviations from the mean
+        self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
+
+    def add(self, rows: NDArray[np.floating]) -> None:
+        """Counts `rows` (n, size)."""
+        n, before = len(rows), self.count[0]
+        mean = rows.mean(axis=0, dtype=np.float64)
+        deviation = rows - mean
+        shift = mean - self.mean
+        self.sum_of_squares += (deviation * deviation).sum(axis=0) + shift * shift * (before * n / (before + n))
+        self.mean += shift * (n / (before + n))
+        self.count += n
+        self.low, self.high = np.minimum(self.low, rows.min(axis=0)), np.maximum(self.high, rows.max(axis=0))
+
+    def describe(self) -> dict[str, list[float]]:
+        """As plain numbers."""
+        std = np.sqrt(self.sum_of_squares / np.maximum(self.count, 1))
+        arrays = {"mean": self.mean, "std": std, "min": self.low, "max": self.high}
+        return {name: [float(number) for number in array] for name, array in arrays.items()}
+
+    def get_state(self) -> dict[str, NDArray[np.float64]]:
+        """Everything, as arrays."""
+        return {name: array.copy() for name, array in vars(self).items()}
+
+    def set_state(self, state: Mapping[str, NDArray[np.float64]]) -> None:
+        """Goes on exactly where `get_state` was taken."""
+        for name in vars(self):
+            setattr(self, name, state[name].copy())
+
+
+class DatasetWriter:
+    """Takes whole episodes, writes a file of steps when `shard_steps` have come together, and the rest at the end."""
+
+    def __init__(self, folder: Path, info: DatasetInfo, shard_steps: int) -> None:
+        self.folder, self.info, self.shard_steps = folder, info, shard_steps
+        self.columns: dict[str, Column] = columns_of(info)
+        self.num_steps = 0  # in all, those of files that are still to be written included
+        self._schema = schema_of(self.columns)
+        self._pending: list[Mapping[str, Array]] = []
+        self._num_pending = 0
+        self._rows: list[dict[str, Any]] = []  # of the table of episodes
+        self._hashes: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
+        self._moments = {name: Moments(int(np.prod(self.columns[name].shape, dtype=int))) for name in DESCRIBED}
+
+    @property
+    def num_shards(self) -> int:
+        """Files of steps written."""
+        return len(self._hashes)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes taken."""
+        return len(self._rows)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough steps have come together for a file."""
+        return self._num_pending >= self.shard_steps
+
+    def add(self, steps: Mapping[str, Array], row: Mapping[str, Any]) -> None:
+        """An episode: its columns (length, ...), which are kept as they are, and its entries in the table."""
+        length = len(steps["reward"])
+        place = {"shard": self.num_shards, "start": self._num_pending, "length": length}
+        self._rows.append({**place, **row})
+        self._pending.append(steps)
+        self._num_pending += length
+        self.num_steps += length
+
+    def flush(self) -> None:
+        """Writes the steps that have come together as one file."""
+        if not self._pending:
+            return
+        arrays = {
+            name: np.concatenate([steps[name] for steps in self._pending], dtype=column.dtype, casting="same_kind")
+            for name, column in self.columns.items()
+        }
+        for name, moments in self._moments.items():
+            moments.add(arrays[name].reshape(self._num_pending, -1))
+        batch = pa.record_batch([to_arrow(array) for array in arrays.values()], schema=self._schema)
+        self._write_batch(shard_name(self.num_shards), batch)
+        self._pending, self._num_pending = [], 0
+
+    def finish(self) -> str:
+        """Writes what is left, the table, the statistics and the manifest; returns the content hash."""
+        shards = dict(self._hashes), dict(self._sizes)  # so that a run that goes on writes the last file again
+        self.flush()
+        kinds: dict[str, Any] = dict.fromkeys(("terminated", "cut"), np.bool_)
+        kinds |= dict.fromkeys(("noise", "episode_return", "success"), np.float64)
+        table = {name: [row[name] for row in self._rows] for name in TABLE}
+        arrays = {name: np.array(values, kinds.get(name, np.int64)) for name, values in table.items() if name != LAST}
+        arrays[LAST] = np.array(table[LAST], np.float32).reshape(len(self._rows), self.info.observation_size)
+        self._write_batch(EPISODES, pa.record_batch([to_arrow(array) for array in arrays.values()], names=list(arrays)))
+        info = self.info.model_copy(update={"num_steps": self.num_steps, "num_episodes": len(self._rows)})
+        self._write(DATASET, yaml.safe_dump(info.model_dump(mode="json"), sort_keys=False).encode())
+        stats = {name: moments.describe() for name, moments in self._moments.items()}
+        self._write(STATS, json.dumps(stats, indent=1).encode())
+        manifest = {"format": snapshots.FORMAT, "files": self._hashes, "sizes": self._sizes}
+        self._put(snapshots.MANIFEST, lambda path: path.write_bytes(json.dumps(manifest, indent=1).encode()))
+        self._hashes, self._sizes = shards
+        return snapshots.content_hash(self.folder)
+
+    def _write_batch(self, name: str, batch: pa.RecordBatch) -> None:
+        def write(path: Path) -> None:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
+                file.write_batch(batch)
+
+        self._put(name, write)
+        self._count(name)
+
+    def _write(self, name: str, content: bytes) -> None:
+        self._put(name, lambda path: path.write_bytes(content))
+        self._count(name)
+
+    def _put(self, name: str, write: Callable[[Path], object]) -> None:
+        """A file of that name, whole and on disk before it takes the name."""
+        temporary = self.folder / f".{name}.new"
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+
+    def _count(self, name: str) -> None:
+        self._hashes[name] = snapshots.file_hash(self.folder / name)
+        self._sizes[name] = (self.folder / name).stat().st_size
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything, between two files (nothing pending), as a tree of plain values and arrays."""
+        table = {name: np.array([row[name] for row in self._rows]) for name in TABLE}
+        return {
+            "num_steps": self.num_steps,
+            "table": table,
+            "hashes": dict(self._hashes),
+            "sizes": dict(self._sizes),
+            "moments": {name: moments.get_state() for name, moments in self._moments.items()},
+        }
+
+    def set_state(self, state: Mapping[str, Any] | None) -> None:
+        """Goes on exactly where `get_state` was taken, or begins (null); files that were written after it are removed."""
+        if state is not None:
+            self.num_steps = int(state["num_steps"])
+            table = state["table"]
+            self._rows = [{name: table[name][i] for name in TABLE} for i in range(len(table["length"]))]
+            self._hashes, self._sizes = dict(state["hashes"]), dict(state["sizes"])
+            for name, moments in self._moments.items():
+                moments.set_state(state["moments"][name])
+        (self.folder / snapshots.MANIFEST).unlink(missing_ok=True)
+        for path in [*self.folder.glob("[0-9]*.arrow"), *self.folder.glob(".*.new")]:
+            if path.name not in self._hashes:
+                path.unlink()
+
+
+LAST = "final_observation"

@@ -1,0 +1,249 @@
+"""Datasets: what is recorded, exactly; what a kill leaves; what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from flexrl import config
+from flexrl.collection import CollectSettings, rehearse
+from flexrl.config import UserError
+from flexrl.dataset import Dataset, open_dataset
+from flexrl.motor_settings import MotorSettings
+from flexrl.physics import BODIES, Physics
+from flexrl.policies import load_policy, open_snapshot
+
+ROOT = Path(__file__).parent.parent
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
+SMALL = ("num_envs=8", "num_threads=1", "switch=[0.5, 1.5]", "noise=[0, 0.3]")
+
+
+def collect(workspace: Path, name: str, *arguments: str, model: Path | str | None = SKILLS, steps: int = 3000) -> list[str]:
+    models = ["--model", str(model)] if model else []
+    return [
+        *(sys.executable, str(ROOT / "collect.py"), "--name", name, "--workspace", str(workspace)),
+        *(*models, "--steps", str(steps), *[part for text in (*SMALL, *arguments) for part in ("--set", text)]),
+    ]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def made(workspace: Path, name: str, *arguments: str, model: Path | str | None = SKILLS, steps: int = 3000) -> Dataset:
+    done = run(collect(workspace, name, *arguments, model=model, steps=steps))
+    assert done.returncode == 0, done.stderr
+    return open_dataset(workspace / name)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return made(tmp_path_factory.mktemp("collect"), "skills", "shard_steps=1000", steps=9000)
+
+
+def test_a_dataset_is_whole_episodes_and_says_what_they_are(dataset: Dataset) -> None:
+    table, info = dataset.episodes, dataset.info
+    assert info.num_steps == table.length.sum() == 9000
+    assert info.num_episodes == len(table)
+    assert [block.name for block in info.observation if block.is_goal] == ["one_hot", "command", "place"]
+    skill_columns = info.columns_of(is_goal=True)[: len(info.skills)]
+    for i in range(len(table)):
+        steps = dataset.episode(i)
+        assert len(steps["reward"]) == table.length[i]
+        assert steps["reward"].sum() == pytest.approx(table.episode_return[i], rel=1e-4)
+        assert (steps["observation"][:, skill_columns].argmax(axis=1) == steps["skill"]).all()
+        assert {info.phrases[goal].skill for goal in steps["goal"]} == {info.skills[skill] for skill in steps["skill"]}
+        assert np.count_nonzero(np.diff(steps["skill"])) <= table.num_switches[i]
+        assert steps["terminated"][-1] == table.terminated[i]
+        assert steps["terminated"][-1] != steps["truncated"][-1]
+        assert not (steps["terminated"] | steps["truncated"])[:-1].any()
+    assert table.num_switches.sum() > 0
+    assert set(np.unique(table.noise)) == {0.0, 0.3}
+
+
+def test_what_was_acted_without_noise_is_what_the_policy_does(dataset: Dataset) -> None:
+    policy = load_policy(open_snapshot(SKILLS))
+    for i in range(len(dataset.episodes)):
+        steps = dataset.episode(i)
+        error = np.abs(policy.act(np.array(steps["observation"])) - steps["action"]).max()
+        if dataset.episodes.noise[i] == 0:
+            assert error < 1e-5
+        else:
+            assert error > 0.1
+
+
+@pytest.mark.parametrize("physics", ["fast", "v5"])
+def test_recorded_actions_replay_to_the_same_bits_from_any_step(tmp_path: Path, physics: str) -> None:
+    dataset = made(tmp_path, "replayed", f"physics={physics}", "shard_steps=500", steps=2400)
+    nq, nv = 24, 23
+    longest = int(np.argmax(dataset.episodes.length))
+    steps = dataset.episode(longest)
+    for first in (0, len(steps["reward"]) // 2):
+        bodies = Physics(BODIES["humanoid"], physics, 2, 1, exact_contacts=False)
+        bodies.resume_from(np.array([0, 1]), np.tile(steps["state"][first], (2, 1)))
+        high = bodies.model.actuator_ctrlrange[:, 1]
+        for t in range(first, len(steps["reward"]) - 1):
+            bodies.step(np.tile(steps["action"][t] * high, (2, 1)))
+            assert (bodies.qpos == steps["state"][t + 1, 1 : 1 + nq]).all()
+            assert (bodies.qvel == steps["state"][t + 1, 1 + nq : 1 + nq + nv]).all()
+
+
+def test_statistics_are_those_of_the_steps(dataset: Dataset) -> None:
+    observation = np.concatenate([dataset.episode(i)["observation"] for i in range(len(dataset.episodes))]).astype(float)
+    stats = dataset.stats["observation"]
+    np.testing.assert_allclose(stats["mean"], observation.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(stats["std"], observation.std(axis=0), atol=1e-6)
+    assert (np.array(stats["max"]) == observation.max(axis=0)).all()
+
+
+def test_a_killed_collection_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    whole = made(tmp_path, "whole", "shard_steps=500", steps=12_000)
+    killed = 0
+    for after in (1, 2):  # files
+        process = subprocess.Popen(collect(tmp_path, f"cut{after}", "shard_steps=500", steps=12_000), cwd=ROOT)
+        folder = tmp_path / f"cut{after}"
+        while not (folder / f"{after - 1:05d}.arrow").exists() and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        done = run([sys.executable, str(ROOT / "collect.py"), "--name", folder.name, "--workspace", str(tmp_path), "--resume"])
+        assert done.returncode == 0, done.stderr
+        assert open_dataset(folder).sha256 == whole.sha256
+    assert killed > 0
+
+
+def test_more_steps_can_be_collected_later(tmp_path: Path) -> None:
+    whole = made(tmp_path, "whole", "shard_steps=500", steps=8000)
+    made(tmp_path, "more", "shard_steps=500", steps=4000)
+    command = [sys.executable, str(ROOT / "collect.py"), "--name", "more", "--workspace", str(tmp_path), "--resume"]
+    done = run([*command, "--set", "num_steps=8000"])
+    assert done.returncode == 0, done.stderr
+    assert open_dataset(tmp_path / "more").sha256 == whole.sha256
+
+
+def test_several_models_share_the_simulations_by_weight(tmp_path: Path) -> None:
+    models = f"models=[{{path: {SKILLS}, weight: 3}}, {{path: random}}]"
+    dataset = made(tmp_path, "mixed", models, "noise=[0]", model=None)
+    steps = [dataset.episodes.length[dataset.episodes.policy == policy].sum() for policy in (0, 1)]
+    assert steps == [2250, 750]
+    assert [policy.path for policy in dataset.info.policies] == [str(SKILLS), "random"]
+    lineage = json.loads((dataset.folder / "lineage.json").read_bytes())
+    assert list(lineage["parents"].values()) == [dataset.info.policies[0].sha256]
+
+
+def test_a_gymnasium_world_is_collected_without_states(tmp_path: Path) -> None:
+    world = "world={kind: gymnasium, id: Pendulum-v1, subprocesses: false}"
+    done = run(
+        [
+            *(sys.executable, str(ROOT / "collect.py"), "--name", "p", "--workspace", str(tmp_path), "--model", "random"),
+            *("--steps", "900", "--set", world, "--set", "num_envs=4", "--set", "noise=[0.1]"),
+        ]
+    )
+    assert done.returncode == 0, done.stderr
+    dataset = open_dataset(tmp_path / "p")
+    assert dataset.info.state_size == 0
+    assert dataset.info.skills == ()
+    assert (dataset.episodes.length[~dataset.episodes.cut] == 200).all()
+    assert dataset.episodes.cut.sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "00000.arrow").unlink(), "00000.arrow: is missing"),
+        (lambda folder: os.truncate(folder / "00000.arrow", 1000), "00000.arrow: is cut or damaged (1,000 bytes"),
+        (lambda folder: (folder / "manifest.json").unlink(), "was not finished; python collect.py --name"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json: is damaged"),
+        (lambda folder: (folder / "dataset.yaml").write_text("format: 2"), "dataset.yaml: is cut or damaged"),
+        (lambda folder: shutil.rmtree(folder), "no such dataset; collect.py makes one"),
+    ],
+)
+def test_a_damaged_dataset_is_refused_in_a_line(dataset: Dataset, tmp_path: Path, damage: object, words: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.folder, folder)
+    damage(folder)  # type: ignore[operator]
+    with pytest.raises(UserError) as caught:
+        open_dataset(folder)
+    assert words in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_byte_that_changed_is_found(dataset: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.folder, folder)
+    content = bytearray((folder / "00001.arrow").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "00001.arrow").write_bytes(content)
+    with pytest.raises(UserError, match=r"00001\.arrow: is damaged"):
+        open_dataset(folder).verify()
+
+
+def test_a_file_of_another_dataset_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    other = made(tmp_path, "walk", "switch=null", model=ROOT / "examples" / "pretrained" / "humanoid_walk", steps=1000)
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.folder, folder)
+    shutil.copy(other.folder / "00000.arrow", folder / "00000.arrow")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["sizes"]["00000.arrow"] = (folder / "00000.arrow").stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"00000\.arrow: holds other columns"):
+        open_dataset(folder).shard(0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["models=[{path: nowhere}]"], "models: nowhere: no such snapshot"),
+        (["models=[{path: random}]"], "world: random needs one"),
+        (["noise=[-1]"], "noise: expected numbers from 0"),
+        (["switch=[1, 2]"], "switch: only a mixed world has several skills; write null"),
+        (["skills={walk_forward: 1}"], "skills: this world has no skill 'walk_forward' to weigh"),
+        (
+            ["models=[{path: examples/pretrained/humanoid_walk}, {path: examples/pretrained/humanoid_skills}]"],
+            "was trained with",
+        ),
+        (["models=[{path: examples/pretrained/humanoid_walk, weight: 1000}, {path: zero}]"], "would have no simulation"),
+        (["world={kind: gymnasium, id: CartPole-v1}", "models=[{path: random}]", "noise=[0.1]"], "noise: only actions that"),
+        (["world={kind: gymnasium, id: FrozenLake-v1}", "models=[{path: random}]"], "world: only observations that are"),
+    ],
+)
+def test_what_cannot_be_collected_is_refused_before_anything_is_written(
+    overrides: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as caught:
+        rehearse(config.load(CollectSettings, None, overrides), True)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_collected_is_the_world_at_full_difficulty(dataset: Dataset) -> None:
+    world = MotorSettings.model_validate(dataset.info.world)
+    assert world.curriculum is None
+    assert world.randomise is None
+    assert world.switch == (0.5, 1.5)
+    assert yaml.safe_load((dataset.folder / "config.yaml").read_text())["num_steps"] == 9000
+
+
+def test_report_tells_what_is_in_a_dataset(dataset: Dataset, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "report.py"), "dataset", str(dataset.folder)]
+    done = run([*command, "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    assert "9,000 steps in" in done.stdout
+    assert (tmp_path / "returns.png").stat().st_size > 10_000
+    told = json.loads(run([*command, "--json", "--no-pictures"]).stdout)
+    assert sum(group["num_steps"] for group in told["groups"]) == 9000
+    assert sum(group["num_episodes"] for group in told["groups"]) == len(dataset.episodes)
+    missing = run([*command[:-1], str(tmp_path)])
+    assert missing.returncode == 2
+    assert "is no dataset" in missing.stderr
