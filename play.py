@@ -198,7 +198,9 @@ def play_forever(policy: Policy, world: MotorWorld) -> Any:
     obs = world.reset()
     while True:
         yield world.batch.physics.qpos[0].copy()
-        obs, _, done, _ = world.step(policy.act(obs))
+        action = policy.act(obs)
+        obs, reward, done, _ = world.step(action)
+        policy.feedback(action, reward)
         policy.reset(done)
 
 

@@ -54,7 +54,8 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
         nonlocal obs, fell
         for _ in range(round(seconds / batch.physics.dt)):
             action = policy.act(obs)
-            obs, _, done, infos = world.step(action)
+            obs, reward, done, infos = world.step(action)
+            policy.feedback(action, reward)
             fell |= done & [bool(info.get("terminated")) for info in infos]
             fell |= (before != lying) & (batch.physics.qpos[:, 2] < FALLEN_HEIGHT)  # what begins lying ends by no fall
             policy.reset(done)

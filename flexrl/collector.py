@@ -96,6 +96,11 @@ class Crew:
             actions[rows] = policy.act(obs[rows])
         return actions
 
+    def feedback(self, action: Array, reward: NDArray[np.floating]) -> None:
+        """What was really done in the last step, and what it brought."""
+        for policy, rows in zip(self._policies, self.rows, strict=True):
+            policy.feedback(action[rows], reward[rows])
+
     def get_state(self) -> list[Any]:
         """What each policy remembers."""
         return [policy.get_state() for policy in self._policies]
@@ -150,6 +155,7 @@ class Collector:
         action = self._with_noise(self.crew.act(self._obs))
         put("action", action if action.ndim > 1 else action[:, None])
         obs, reward, done, infos = self.world.step(action)
+        self.crew.feedback(action, reward)
         self._return += reward
         self.num_steps += self.world.num_envs
         put("reward", reward)

@@ -54,7 +54,9 @@ def run_episodes(policy: Policy, world: VecEnv, seed: int, each_step: Callable[[
         if each_step is not None:
             each_step()
         while len(episodes) < world.num_envs:
-            obs, _, done, infos = world.step(policy.act(obs))
+            action = policy.act(obs)
+            obs, reward, done, infos = world.step(action)
+            policy.feedback(action, reward)
             num_steps += 1
             if "x_velocity" in infos[0]:  # Gymnasium's MuJoCo envs
                 distance += [info["x_velocity"] for info in infos]

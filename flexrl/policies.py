@@ -17,9 +17,12 @@ from pydantic import ConfigDict
 
 from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
+from flexrl.dt import DecisionTransformer, Sizes
 from flexrl.learner_settings import SETTINGS, LearnerSettings
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
+from flexrl.offline import Cloner, CloningSettings, DTSettings, ModelSettings, Numbers
+from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
 from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise, read_space
 
@@ -34,6 +37,9 @@ class Policy(Protocol):
 
     def act(self, obs: NDArray[np.floating]) -> NDArray[Any]:
         """Actions (num_envs, action_dim) for observations (num_envs, obs_dim)."""
+
+    def feedback(self, action: NDArray[Any], reward: NDArray[np.floating]) -> None:
+        """What was really done in the last step (num_envs, action_dim), and what it brought (num_envs,)."""
 
     def get_state(self) -> dict[str, Any]:
         """What it remembers, as a tree of plain values and arrays."""
@@ -56,6 +62,9 @@ class RandomPolicy:
         """One sample for each row of `obs`."""
         return np.array([self._space.sample() for _ in range(len(obs))])
 
+    def feedback(self, action: NDArray[Any], reward: NDArray[np.floating]) -> None:
+        """It does not matter to it."""
+
     def get_state(self) -> dict[str, Any]:
         """Where the generator of actions stands."""
         return {"rng": pack_generator(self._space.np_random)}
@@ -77,6 +86,9 @@ class ZeroPolicy:
     def act(self, obs: NDArray[np.floating]) -> NDArray[Any]:
         """Zeros for each row of `obs`."""
         return np.zeros((len(obs), *self._shape), self._dtype)
+
+    def feedback(self, action: NDArray[Any], reward: NDArray[np.floating]) -> None:
+        """It does not matter to it."""
 
     def get_state(self) -> dict[str, Any]:
         """Nothing is remembered."""
@@ -109,6 +121,9 @@ class LearnedPolicy:
         )
         self._starts = np.zeros(len(obs), bool)
         return action  # type: ignore[no-any-return]
+
+    def feedback(self, action: NDArray[Any], reward: NDArray[np.floating]) -> None:
+        """It does not matter to it."""
 
     def get_state(self) -> dict[str, Any]:
         """The memory of each simulation, and which of them begin."""
@@ -227,8 +242,34 @@ def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
     return [path, statistics]
 
 
+def _load_offline(snapshot: Snapshot, deterministic: bool) -> Policy:
+    """A model that learned from a dataset; it has no noise of its own."""
+    settings = config.load(OfflineSettings, snapshot.folder / "settings.yaml")
+    about = snapshot.about
+    numbers = Numbers.from_arrays(snapshots.read_arrays(snapshot.folder / "normaliser.safetensors"))
+    body, goal = np.array(about["body_columns"], np.intp), np.array(about["goal_columns"], np.intp)
+    weights = snapshots.read_arrays(snapshot.folder / "policy.safetensors")
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
+    if isinstance(settings.model, CloningSettings):
+        cloner = Cloner(len(body), len(goal) if settings.model.kind == "gcbc" else 0, len(numbers.low), settings.model)
+        cloner.load_state_dict(state)
+        return ClonedPolicy(cloner, numbers, body, goal)
+    sizes = about["sizes"]
+    model = DecisionTransformer(Sizes(**{**sizes, "goal": tuple(sizes["goal"])}))
+    model.load_state_dict(state)
+    return TransformerPolicy(model, numbers, body, goal, about["targets"])
+
+
+class OfflineSettings(Settings):
+    """The part of train_dt.py's settings that its policy needs to be played."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: ModelSettings = DTSettings()
+
+
 # What a snapshot's "kind" may be, and who makes a policy of it.
-KINDS: dict[str, Callable[[Snapshot, bool], Policy]] = {"sb3": _load_sb3}
+KINDS: dict[str, Callable[[Snapshot, bool], Policy]] = {"sb3": _load_sb3, "offline": _load_offline}
 
 
 def load_policy(snapshot: Snapshot, deterministic: bool = True) -> Policy:

@@ -17,10 +17,10 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress:
-    """Steps done, speed, return, on stderr."""
+    """Steps (or whatever `unit` is) done, speed, return or loss, on stderr."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self._total, self._note = total, ""
+    def __init__(self, total: int, done: int, unit: str = "steps") -> None:
+        self._total, self._note, self._unit = total, "", unit
         self._console = Console(stderr=True)
         self._bar = Bar(
             TextColumn("{task.fields[steps]}"),
@@ -47,7 +47,13 @@ class Progress:
 
     def update(self, num_steps: int, metrics: Mapping[str, float], best: float) -> None:
         """After a rollout and an update."""
-        parts = [f"{metrics['time/env_steps_per_second']:,.0f} steps/s"]
+        speeds = (("time/env_steps_per_second", "steps/s"), ("time/updates_per_second", "updates/s"))
+        parts = [f"{metrics[key]:,.0f} {name}" for key, name in speeds if key in metrics]
+        parts += [
+            f"{name} {metrics[key]:.4f}"
+            for key, name in (("train/loss", "loss"), ("eval/loss", "held out"))
+            if key in metrics and self._unit == "updates"
+        ]
         for key, name in (("rollout/return", "return"), ("rollout/length", "length"), ("rollout/mean_speed", "m/s")):
             if key in metrics:
                 parts.append(f"{name} {metrics[key]:,.2f}" if name == "m/s" else f"{name} {metrics[key]:,.0f}")
@@ -58,7 +64,7 @@ class Progress:
         self._bar.update(self._task, completed=num_steps, text=text, steps=steps)
         due = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
         if not self._console.is_terminal and (due or "eval/return" in metrics or num_steps >= self._total):
-            print(f"{steps} steps  {text}", file=sys.stderr, flush=True)
+            print(f"{steps} {self._unit}  {text}", file=sys.stderr, flush=True)
             self._last_line = time.monotonic()
 
 

@@ -262,12 +262,16 @@ class Run(Generic[S]):
         """
         if self._state is None or self._state_is_saved:
             return True
-        if not force and time.time() - self._saved_at < every:
+        if not force and not self.is_due(every):
             return False
         self._saved_at = time.time()
         state = self._state
         self._state_is_saved = self._survive("latest/", lambda: self._write(self.latest, state()))
         return self._state_is_saved
+
+    def is_due(self, every: float) -> bool:
+        """Whether `every` seconds have passed since the last save."""
+        return time.time() - self._saved_at >= every
 
     def write_snapshot(self, folder: Path, files: Mapping[str, bytes]) -> bool:
         """Another snapshot of this run, with the run's lineage in it; False (and a warning) if the disk refuses it."""

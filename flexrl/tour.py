@@ -66,7 +66,9 @@ def _go_through(policy: Policy, world: MotorWorld, skills: list[str], tour: Tour
         tour.parts[words] = [batch.physics.qpos[0].copy()]
         for _ in range(round(SECONDS / batch.physics.dt)):
             batch.asked.max_steps[:] = np.iinfo(np.int64).max  # only a fall ends the episode
-            obs, _, done, _ = world.step(policy.act(obs))
+            action = policy.act(obs)
+            obs, reward, done, _ = world.step(action)
+            policy.feedback(action, reward)
             policy.reset(done)
             if done[0]:
                 obs = _ask_for(batch, name)

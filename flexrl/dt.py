@@ -1,0 +1,270 @@
+"""The Decision Transformer (Chen et al. 2021): model, loss, and acting with cached keys and values.
+
+A step is up to four tokens, return-to-go, goal, body and action, each a linear map of its numbers plus a vector for the time
+in the episode. The action is read off the body's token. As the goal is a token at every step, what is asked for may
+change at any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+RETURN, GOAL, BODY, ACTION = "return", "goal", "body", "action"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model is made of."""
+
+    body: int  # numbers that show the body
+    goal: tuple[int, ...]  # numbers of each part of the goal; empty: no goal token
+    action: int
+    has_return: bool  # whether there is a token of the return-to-go
+    context: int  # steps that it sees
+    max_time: int  # steps of the longest episode
+    layers: int = 3
+    heads: int = 1
+    width: int = 128
+    dropout: float = 0.1
+    bins: int = 0  # of each action; 0: its mean
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Of a step, in order."""
+        return (*([RETURN] if self.has_return else []), *([GOAL] if self.goal else []), BODY, ACTION)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer network, each after a layer norm and round a shortcut (GPT-2's order)."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        width = sizes.width
+        self.heads, self.dropout = sizes.heads, sizes.dropout
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_qkv, self.to_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop = nn.Dropout(sizes.dropout)
+
+    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        """(batch, tokens, width) -> the same; with a cache, tokens that follow those in it."""
+        batch, tokens, width = x.shape
+        q, k, v = (
+            part.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.to_qkv(self.norm_1(x)).split(width, dim=2)
+        )
+        if cache is None:
+            dropout = self.dropout if self.training else 0.0
+            seen = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            k, v = cache.append(layer, k, v)
+            seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask(tokens))
+        x = x + self.drop(self.to_out(seen.transpose(1, 2).reshape(batch, tokens, width)))
+        return x + self.drop(self.down(functional.gelu(self.up(self.norm_2(x)), approximate="tanh")))
+
+
+class Cache:
+    """Keys and values of the tokens so far, (batch, heads, capacity, head width) a layer; row i's first `start[i]` are void."""
+
+    def __init__(self, sizes: Sizes, batch: int, capacity: int, device: torch.device) -> None:
+        shape = (batch, sizes.heads, capacity, sizes.width // sizes.heads)
+        self.keys = [torch.zeros(shape, device=device) for _ in range(sizes.layers)]
+        self.values = [torch.zeros(shape, device=device) for _ in range(sizes.layers)]
+        self.used = 0
+        self.start = torch.zeros(batch, dtype=torch.long, device=device)
+        self._positions = torch.arange(capacity, device=device)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps what a layer makes of new tokens; all of it with what was there."""
+        end = self.used + k.shape[2]
+        self.keys[layer][:, :, self.used : end], self.values[layer][:, :, self.used : end] = k, v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def mask(self, tokens: int) -> Tensor:
+        """What each new token may look at, (batch, 1, tokens, used + tokens): what is not void, and nothing later.
+
+        A void token sees itself, as softmax needs something.
+        """
+        end = self.used + tokens
+        rows, columns = self._positions[self.used : end, None], self._positions[None, :end]
+        seen = (columns <= rows) & (columns[None] >= self.start[:, None, None])
+        return (seen | (rows == columns))[:, None]
+
+
+class DecisionTransformer(nn.Module):
+    """Returns-to-go, goals, bodies and actions -> actions."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        width = sizes.width
+        self.from_return = nn.Linear(1, width) if sizes.has_return else None
+        self.from_goal = nn.ModuleList(nn.Linear(size, width) for size in sizes.goal)
+        # what stands for a part of the goal, or a return, that is not given
+        self.absent = nn.Parameter(torch.zeros(len(sizes.goal) + 1, width))
+        self.from_body, self.from_action = nn.Linear(sizes.body, width), nn.Linear(sizes.action, width)
+        self.time = nn.Embedding(sizes.max_time, width)
+        self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.drop = nn.Dropout(sizes.dropout)
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.to_action = nn.Linear(width, sizes.action * max(sizes.bins, 1))
+        self.apply(self._init)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("to_out.weight", "down.weight")):  # so that depth does not add variance (GPT-2)
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * sizes.layers))
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    def embed(self, inputs: Mapping[str, Tensor], tokens: Sequence[str]) -> Tensor:
+        """Inputs (batch, steps, size) -> their tokens, step by step, (batch, steps * len(tokens), width).
+
+        `given` (batch, steps, parts + 1) says which parts of the goal, and last the return, are shown; all without it.
+        """
+        when = self.time(inputs["time"].clamp(max=self.sizes.max_time - 1))
+        given = inputs.get("given")
+        columns = []
+        for token in tokens:
+            if token == RETURN:
+                assert self.from_return is not None
+                embedded = self._shown(self.from_return(inputs[RETURN][..., None]), given, len(self.sizes.goal))
+            elif token == GOAL:
+                parts = inputs[GOAL].split(list(self.sizes.goal), dim=-1)
+                maps = enumerate(zip(self.from_goal, parts, strict=True))
+                embedded = torch.stack([self._shown(to(part), given, i) for i, (to, part) in maps]).sum(dim=0)
+            elif token == BODY:
+                embedded = self.from_body(inputs[BODY])
+            else:
+                embedded = self.from_action(inputs[ACTION])
+            columns.append(embedded + when)
+        stacked = torch.stack(columns, dim=2)  # (batch, steps, tokens, width)
+        return self.drop(self.norm_in(stacked.flatten(1, 2)))
+
+    def _shown(self, embedded: Tensor, given: Tensor | None, part: int) -> Tensor:
+        return embedded if given is None else torch.where(given[..., part, None], embedded, self.absent[part])
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What the model makes of each step's body token: actions (batch, steps, size), or logits (..., size, bins)."""
+        tokens = self.sizes.tokens
+        x = self.embed(inputs, tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self._head(x[:, tokens.index(BODY) :: len(tokens)])
+
+    def _head(self, x: Tensor) -> Tensor:
+        answer = self.to_action(self.norm_out(x))
+        if self.sizes.bins:
+            return answer.unflatten(-1, (self.sizes.action, self.sizes.bins))
+        return torch.tanh(answer)
+
+    def loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Mean squared error of actions in [-1, 1], or cross entropy of their bins, over steps that are `valid`."""
+        answer, target = self(inputs)[inputs["valid"]], inputs[ACTION][inputs["valid"]]
+        if not self.sizes.bins:
+            return functional.mse_loss(answer, target)
+        return functional.cross_entropy(answer.flatten(0, 1), self.to_bin(target).flatten())
+
+    def to_bin(self, action: Tensor) -> Tensor:
+        """The bin of each action, [-1, 1] cut evenly."""
+        return ((action.clamp(-1, 1) + 1) / 2 * self.sizes.bins).long().clamp(max=self.sizes.bins - 1)
+
+    def to_actions(self, answer: Tensor) -> Tensor:
+        """Actions in [-1, 1] from the head's answer: means, or the centres of the likeliest bins."""
+        if not self.sizes.bins:
+            return answer
+        return (answer.argmax(dim=-1) + 0.5) / self.sizes.bins * 2 - 1
+
+    def extend(self, x: Tensor, cache: Cache) -> Tensor:
+        """New tokens (batch, tokens, width) after those in the cache, which takes them in; what becomes of them."""
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer)
+        cache.used += x.shape[1]
+        return x
+
+
+class Context:
+    """What a model has seen of `batch` episodes side by side, and the actions that it takes there.
+
+    Keys and values are kept until `context` steps are full; then the newer half is read again, alone, and begins the next
+    stretch. So a decision rests on between half of `context` and `context` steps, exactly as in training.
+    """
+
+    def __init__(self, model: DecisionTransformer, batch: int) -> None:
+        self.model, self.sizes = model, model.sizes
+        device = next(model.parameters()).device
+        self._device, self._batch = device, batch
+        self._history: list[dict[str, Tensor]] = []  # inputs (batch, 1, ...) of the steps in the cache, oldest first
+        self._begun = torch.zeros(batch, dtype=torch.long, device=device)  # index of each episode's first step in the history
+        self._new_cache()
+
+    def _new_cache(self) -> None:
+        self._cache = Cache(self.sizes, self._batch, self.sizes.context * len(self.sizes.tokens), self._device)
+
+    def begin(self, mask: Tensor) -> None:
+        """Episodes begin where `mask` (batch,) is true: what was before is not seen any more."""
+        self._begun[mask] = len(self._history)
+        self._cache.start[mask] = len(self._history) * len(self.sizes.tokens)
+
+    @torch.no_grad()
+    def act(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Actions (batch, size) for the present step's inputs (batch, 1, ...), without its action.
+
+        The action that is really taken follows by `took`.
+        """
+        if len(self._history) == self.sizes.context:
+            self._read_again()
+        tokens = self.sizes.tokens
+        parts = [self.model.embed(inputs, tokens[:-1])]
+        if self._history and self._cache.used % len(tokens):  # the last step's action token is still to come
+            parts.insert(0, self.model.embed(self._history[-1], tokens[-1:]))
+        x = self.model.extend(torch.cat(parts, dim=1), self._cache)
+        self._history.append(dict(inputs))
+        return self.model.to_actions(self.model._head(x[:, -1:]))[:, 0]
+
+    def took(self, action: Tensor) -> None:
+        """What was done at the present step, (batch, size)."""
+        self._history[-1][ACTION] = action[:, None]
+
+    def _read_again(self) -> None:
+        kept = self._history[len(self._history) - self.sizes.context // 2 :]
+        dropped = len(self._history) - len(kept)
+        self._history = kept
+        self._begun = (self._begun - dropped).clamp(min=0)
+        self._new_cache()
+        tokens = self.sizes.tokens
+        self._cache.start = self._begun * len(tokens)
+        steps = {name: torch.cat([step[name] for step in kept], dim=1) for name in kept[0]}
+        self.model.extend(self.model.embed(steps, tokens), self._cache)
+
+    def get_state(self) -> dict[str, Any]:
+        """What has been seen and what the layers made of it, as arrays."""
+        cache, used = self._cache, self._cache.used
+        steps = [{name: tensor.cpu().numpy().copy() for name, tensor in step.items()} for step in self._history]
+        keys, values = ([part[:, :, :used].cpu().numpy().copy() for part in parts] for parts in (cache.keys, cache.values))
+        begun, start = (tensor.cpu().numpy().copy() for tensor in (self._begun, cache.start))
+        return {"history": steps, "keys": keys, "values": values, "used": used, "begun": begun, "start": start}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on exactly where `get_state` was taken."""
+
+        def tensor(array: Any) -> Tensor:
+            return torch.from_numpy(array.copy()).to(self._device)
+
+        self._history = [{name: tensor(array) for name, array in step.items()} for step in state["history"]]
+        self._begun = tensor(state["begun"])
+        self._new_cache()
+        self._cache.used, self._cache.start = int(state["used"]), tensor(state["start"])
+        for kept, parts in ((self._cache.keys, state["keys"]), (self._cache.values, state["values"])):
+            for whole, part in zip(kept, parts, strict=True):
+                whole[:, :, : self._cache.used] = tensor(part)

@@ -1,0 +1,270 @@
+"""The settings of an offline training, and what they come to: datasets, model, evaluations, snapshots."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import yaml
+from pydantic import Field, model_validator
+
+from flexrl import snapshots
+from flexrl.config import Settings, UserError
+from flexrl.dataset import Dataset, open_dataset
+from flexrl.evaluation import run_episodes, summarise
+from flexrl.motor_settings import MotorSettings
+from flexrl.offline import (
+    CloningSettings,
+    DTSettings,
+    GoalPart,
+    ModelSettings,
+    Numbers,
+    OfflineLearner,
+    describe_model,
+    make_model,
+)
+from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
+from flexrl.policies import Policy, open_snapshot
+from flexrl.windows import GOAL_BLOCKS, Windows, WindowSampler, split
+from flexrl.worlds import GymnasiumSettings, describe_space, evaluation_settings, make_world
+
+TARGET_QUANTILE = 0.9  # of the data's returns: what `--target-return auto` asks for
+
+
+class EvaluationSettings(Settings):
+    """Loss on held-out episodes, and episodes in the dataset's own world."""
+
+    # updates between evaluations
+    every: int = Field(2_000, ge=1)
+    # batches of held-out windows
+    batches: int = Field(20, ge=1, le=10_000)
+    # episodes side by side in the dataset's world; 0: none, and the loss decides best/
+    episodes: int = Field(0, ge=0, le=4096)
+    # the first episode's seed
+    seed: int = Field(1_000_000, ge=0, le=2**31)
+    # v5: Gymnasium's own dynamics; same: the dataset's
+    physics: Literal["v5", "same"] = "v5"
+
+
+class TrainDTSettings(Settings):
+    """What an offline training is; the defaults train a Decision Transformer."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("num_updates", "evaluation", "torch_threads", "device", "patience")
+
+    # folders that collect.py made
+    datasets: list[str] = Field(["workspace/skills_data"], min_length=1, max_length=100)
+    # share of the steps, those of the episodes with the highest returns, that is learned from (0.1: "10 % BC")
+    top: float = Field(1.0, gt=0, le=1)
+    # share of the episodes that is held out
+    held_out: float = Field(0.05, ge=0, le=0.5)
+    model: ModelSettings = DTSettings()
+    # what the model sees of the goal: any of skill, command (speeds and yaw rate), place, words
+    goal: list[GoalPart] = []
+    # share of the windows that a part of the goal, or the return, is hidden in, so that a prompt may leave it out
+    hide: float = Field(0.0, ge=0, lt=1)
+    # a snapshot of train_dt.py to begin with; null: none
+    init_from: str | None = None
+    num_updates: int = Field(20_000, ge=1, le=10**9)
+    batch_size: int = Field(64, ge=1, le=65_536)
+    # batches an update
+    accumulate: int = Field(1, ge=1, le=10_000)
+    learning_rate: float = Field(1e-4, gt=0)
+    # updates until the learning rate is whole
+    warmup: int = Field(1_000, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    max_grad_norm: float = Field(0.25, gt=0)
+    # of matrix products: bfloat16 helps on GPUs and on CPUs that have it
+    precision: Literal["float32", "bfloat16"] = "float32"
+    # torch.compile: a minute at the start, faster then
+    compile: bool = False
+    seed: int = Field(0, ge=0, le=2**31)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    # evaluations without a lower held-out loss after which it ends; null: never
+    patience: int | None = Field(None, ge=1)
+    # updates between lines of metrics.jsonl and TensorBoard
+    log_every: int = Field(100, ge=1)
+    # seconds between saves of latest/
+    save_every: float = Field(30.0, ge=0)
+    # auto: a GPU if there is one
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    # null: as many as there are CPU cores
+    torch_threads: int | None = Field(None, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainDTSettings:
+        if len(set(self.goal)) < len(self.goal):
+            raise ValueError("goal: expected each part once")
+        if self.model.kind == "gcbc" and not self.goal:
+            raise ValueError("goal: gcbc needs one, such as [skill, command]")
+        if self.model.kind == "bc" and self.goal:
+            raise ValueError("goal: bc sees none; write [], or model: {kind: gcbc}")
+        if isinstance(self.model, DTSettings) and self.model.width % self.model.heads:
+            raise ValueError("model.width: expected a multiple of model.heads")
+        if self.hide and not (isinstance(self.model, DTSettings) and (self.goal or self.model.returns)):
+            raise ValueError("hide: only a dt with a goal or a return has something to hide; write 0")
+        return self
+
+
+def open_all(settings: TrainDTSettings) -> list[Dataset]:
+    """The datasets; UserError with the setting's name."""
+    try:
+        return [open_dataset(Path(path)) for path in settings.datasets]
+    except UserError as error:
+        raise UserError(f"datasets: {error}") from None
+
+
+def rehearse(settings: TrainDTSettings, is_new: bool) -> None:
+    """Opens the datasets and makes the model, which is forgotten: what cannot be learned is refused here."""
+    kind, _, index = settings.device.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: there is no {settings.device} among {torch.cuda.device_count()} GPUs here; write auto")
+    learner, _ = make_learner(settings, open_all(settings))
+    low, high = learner.numbers.low, learner.numbers.high
+    if not (np.isfinite(low) & np.isfinite(high) & (high > low)).all():
+        raise UserError(f"datasets: {settings.datasets[0]} has actions without bounds, which no model here predicts")
+
+
+def make_learner(settings: TrainDTSettings, datasets: list[Dataset]) -> tuple[OfflineLearner, WindowSampler]:
+    """The learner, and what draws from the episodes that are held out (from all, if none are)."""
+    masks = [split(dataset, settings.top, settings.held_out) for dataset in datasets]
+    length = settings.model.context if isinstance(settings.model, DTSettings) else 1
+    sampler = WindowSampler(datasets, [learned for learned, _ in masks], settings.goal, length)
+    nothing_held = not any(held.any() for _, held in masks)
+    held_out = WindowSampler(datasets, [learned if nothing_held else held for learned, held in masks], settings.goal, length)
+    model, numbers = make_model(settings.model, sampler), Numbers.of(sampler)
+    if settings.init_from is not None:
+        numbers = begin_with(model, settings.init_from)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    learner = OfflineLearner(
+        model,
+        sampler,
+        numbers,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        hide=settings.hide,
+        precision=settings.precision,
+        compiled=settings.compile,
+        device=torch.device(device),
+        seed=settings.seed,
+    )
+    return learner, held_out
+
+
+def begin_with(model: Any, path: str) -> Numbers:
+    """Puts the weights of an earlier model into this one; returns the numbers that it was trained with."""
+    try:
+        parent = open_snapshot(Path(path))
+        if parent.about["kind"] != "offline":
+            raise UserError(f"{path} was not made by train_dt.py; name a snapshot that was")
+        weights = snapshots.read_arrays(parent.folder / "policy.safetensors")
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
+    except RuntimeError:
+        raise UserError(f"init_from: {path} has another model, goal or body; write its model and goal") from None
+    return Numbers.from_arrays(snapshots.read_arrays(parent.folder / "normaliser.safetensors"))
+
+
+def evaluate(settings: TrainDTSettings, learner: OfflineLearner, held_out: WindowSampler) -> dict[str, float]:
+    """eval/loss on held-out windows, the same every time; eval/... of episodes in the world, if any are asked for."""
+    metrics = {"eval/loss": learner.loss_on(draw_held_out(settings, held_out))}
+    if settings.evaluation.episodes == 0:
+        return metrics
+    physics = None if settings.evaluation.physics == "same" else "v5"
+    world_settings = evaluation_settings(world_of(settings, learner), settings.evaluation.episodes, physics)
+    world = make_world(world_settings, settings.evaluation.seed)
+    with contextlib.closing(world):
+        summary = summarise(run_episodes(policy_of(settings, learner), world, settings.evaluation.seed))
+    metrics["eval/terminated"] = summary["num_terminated"] / summary["num_episodes"]
+    for name in summary:
+        if name in ("return", "length", "mean_speed") or name.startswith("success"):
+            metrics[f"eval/{name}"] = summary[name]["mean"]
+    return metrics
+
+
+def draw_held_out(settings: TrainDTSettings, held_out: WindowSampler) -> Iterator[Windows]:
+    """The batches that every evaluation is of."""
+    rng = np.random.Generator(np.random.PCG64(settings.evaluation.seed))
+    return (held_out.draw(settings.batch_size, rng) for _ in range(settings.evaluation.batches))
+
+
+def judge(best: dict[str, float], metrics: dict[str, float]) -> bool:
+    """Keeps what is best so far, and for how many evaluations the held-out loss has not fallen; whether this one is best."""
+    best["waited"] = 0 if metrics["eval/loss"] < best["loss"] else best["waited"] + 1
+    best["loss"] = min(best["loss"], metrics["eval/loss"])
+    score = metrics.get("eval/success", metrics.get("eval/return", -metrics["eval/loss"]))
+    is_best = score > best["score"]
+    best["score"] = max(best["score"], score)
+    return is_best
+
+
+def out_of_patience(settings: TrainDTSettings, best: dict[str, float]) -> bool:
+    """Whether the held-out loss has not fallen for long enough."""
+    return settings.patience is not None and best["waited"] >= settings.patience
+
+
+def world_of(settings: TrainDTSettings, learner: OfflineLearner) -> MotorSettings | GymnasiumSettings:
+    """The dataset's world, in which a policy sees just what this model was shown."""
+    world = learner.sampler.info.world
+    if world["kind"] == "gymnasium":
+        return GymnasiumSettings.model_validate(world)
+    return MotorSettings.model_validate({**world, "goal": [GOAL_BLOCKS[part] for part in settings.goal]})
+
+
+def snapshot_files(settings: TrainDTSettings, learner: OfflineLearner, scores: dict[str, float]) -> dict[str, bytes]:
+    """The files of a snapshot that plays anywhere."""
+    world_settings = world_of(settings, learner)
+    world = make_world(evaluation_settings(world_settings, 1))
+    with contextlib.closing(world):
+        spaces = {name: describe_space(getattr(world, name)) for name in ("observation_space", "action_space")}
+    size = learner.sampler.body_size
+    about = {
+        "kind": "offline",
+        "num_steps": learner.num_updates,
+        "scores": {name: value for name, value in scores.items() if name.startswith("eval/")},
+        **spaces,
+        "goal": list(settings.goal),
+        "body_columns": list(range(size)),  # the world shows the goal after the body
+        "goal_columns": list(range(size, size + learner.sampler.goal_size)),
+        "sizes": describe_model(learner.model),
+        "targets": targets_of(settings, learner),
+    }
+    values = settings.model_dump(mode="json") | {"world": world_settings.model_dump(mode="json")}
+    weights = {name: tensor.detach().cpu().numpy() for name, tensor in learner.model.state_dict().items()}
+    return {
+        "policy.safetensors": snapshots.pack_arrays(weights),
+        "normaliser.safetensors": snapshots.pack_arrays(learner.numbers.arrays()),
+        "settings.yaml": yaml.safe_dump(values, sort_keys=False).encode(),
+        "snapshot.json": json.dumps(about, indent=1).encode(),
+    }
+
+
+def targets_of(settings: TrainDTSettings, learner: OfflineLearner) -> list[float]:
+    """A high return of the data's whole episodes, by the skill that they end with, and at last of all."""
+    datasets = learner.sampler.datasets
+    returns, skills, cut = (
+        np.concatenate([getattr(d.episodes, name) for d in datasets]) for name in ("episode_return", "skill", "cut")
+    )
+    whole = ~cut if (~cut).any() else np.ones(len(cut), bool)
+    overall = float(np.quantile(returns[whole], TARGET_QUANTILE))
+    num_skills = len(learner.sampler.info.skills) if settings.goal[:1] == ["skill"] else 0
+    of_skills = [returns[whole & (skills == skill)] for skill in range(num_skills)]
+    return [*(float(np.quantile(part, TARGET_QUANTILE)) if len(part) else overall for part in of_skills), overall]
+
+
+def policy_of(settings: TrainDTSettings, learner: OfflineLearner) -> Policy:
+    """The policy as the learner has it now."""
+    size = learner.sampler.body_size
+    body, goal = np.arange(size), np.arange(size, size + learner.sampler.goal_size)
+    if isinstance(settings.model, CloningSettings):
+        return ClonedPolicy(learner.model, learner.numbers, body, goal)  # type: ignore[arg-type]
+    return TransformerPolicy(learner.model, learner.numbers, body, goal, targets_of(settings, learner))  # type: ignore[arg-type]

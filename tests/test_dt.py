@@ -1,0 +1,304 @@
+"""Learning offline: windows, the transformer's context, exact resume, what is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flexrl import config, snapshots
+from flexrl.config import UserError
+from flexrl.dataset import Dataset, open_dataset
+from flexrl.dt import ACTION, BODY, GOAL, RETURN, Context, DecisionTransformer, Sizes
+from flexrl.offline_training import TrainDTSettings, rehearse
+from flexrl.policies import load_policy, open_snapshot
+from flexrl.windows import WindowSampler, split
+
+ROOT = Path(__file__).parent.parent
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
+SIZES = Sizes(body=5, goal=(3, 2), action=2, has_return=True, context=6, max_time=50, layers=2, heads=2, width=16, dropout=0.0)
+
+
+def script(name: str, workspace: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / name), "--workspace", str(workspace), *arguments]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    workspace = tmp_path_factory.mktemp("dt")
+    settings = ("num_envs=8", "num_threads=1", "switch=[0.5, 1.5]", "shard_steps=1000")
+    arguments = ("--name", "data", "--model", str(SKILLS), "--steps", "8000")
+    done = run(script("collect.py", workspace, *arguments, *[part for text in settings for part in ("--set", text)]))
+    assert done.returncode == 0, done.stderr
+    return open_dataset(workspace / "data")
+
+
+def everything(dataset: Dataset) -> np.ndarray:
+    return np.ones(len(dataset.episodes), bool)
+
+
+def some_inputs(batch: int, steps: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(size: int) -> torch.Tensor:
+        return torch.randn(batch, steps, size, generator=generator)
+
+    times = torch.arange(steps).repeat(batch, 1)
+    inputs = {BODY: draw(5), GOAL: draw(5), ACTION: draw(2).tanh(), RETURN: draw(1)[..., 0], "time": times}
+    return inputs | {"valid": torch.ones(batch, steps, dtype=torch.bool)}
+
+
+def some_model(sizes: Sizes = SIZES) -> DecisionTransformer:
+    torch.manual_seed(0)
+    model = DecisionTransformer(sizes).eval()
+    with torch.no_grad():  # far from the small numbers that it begins with
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def test_windows_are_slices_of_the_episodes(dataset: Dataset) -> None:
+    sampler = WindowSampler([dataset], [everything(dataset)], ["skill", "command", "place"], 20)
+    assert (sampler.body_size, sampler.goal_size) == (65, 13)
+    longest = int(np.argmax(dataset.episodes.length))
+    steps = dataset.episode(longest)
+    length = len(steps["reward"])
+    for first in (0, 7, length - 20, length - 5):
+        window = sampler.read(longest, first)
+        n = min(20, length - first)
+        rows = slice(first, first + n)
+        np.testing.assert_array_equal(window.body[0, :n], steps["observation"][rows, :65])
+        np.testing.assert_array_equal(window.goal[0, :n], steps["observation"][rows, 65:])
+        np.testing.assert_array_equal(window.action[0, :n], steps["action"][rows])
+        to_go = [steps["reward"][t:].sum(dtype=float) for t in range(first, first + n)]
+        np.testing.assert_allclose(window.returns_to_go[0, :n], to_go, rtol=1e-5)
+        assert window.valid[0].sum() == n
+        assert not window.body[0, n:].any()
+        assert window.time[0, 0] == first
+
+
+def test_every_step_is_as_likely_to_be_the_first(dataset: Dataset) -> None:
+    sampler = WindowSampler([dataset], [everything(dataset)], [], 2)
+    windows = sampler.draw(4000, np.random.default_rng(0))
+    lengths = dataset.episodes.length
+    expected = (lengths / lengths.sum()).astype(float)
+    late = np.mean(windows.time[:, 0] >= 100)
+    assert late == pytest.approx(np.sum(expected * np.maximum(0, 1 - 100 / lengths)), abs=0.04)
+
+
+def test_a_model_does_not_see_what_comes_later() -> None:
+    model, inputs = some_model(), some_inputs(2, 6)
+    before = model(inputs)
+    for name in (BODY, GOAL, RETURN, ACTION):
+        changed = {**inputs, name: inputs[name].clone()}
+        changed[name][:, 3] += 1.0
+        after = model(changed)
+        first = 4 if name == ACTION else 3  # an action follows the answer of its step
+        torch.testing.assert_close(after[:, :first], before[:, :first])
+        assert (after[:, first:] - before[:, first:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("has_return", [True, False])
+def test_acting_with_kept_keys_is_reading_all_anew(has_return: bool) -> None:
+    """Over many more steps than the context holds, with episodes that begin at different times."""
+    model, num_steps = some_model(replace(SIZES, has_return=has_return)), 25
+    inputs, context = some_inputs(3, num_steps), Context(model, 3)
+    begins = {0: [True] * 3, 4: [False, True, False], 11: [True, False, False], 12: [False, False, True]}
+    first, stretch = np.zeros(3, int), 0  # where each episode began, and the steps that the cache holds
+    for t in range(num_steps):
+        if t in begins:
+            context.begin(torch.tensor(begins[t]))
+            first[begins[t]] = t
+        stretch = stretch + 1 if stretch < SIZES.context else SIZES.context // 2 + 1
+        now = {name: tensor[:, t : t + 1] for name, tensor in inputs.items() if name not in (ACTION, "valid")}
+        answer = context.act(now)
+        context.took(inputs[ACTION][:, t])
+        for i in range(3):
+            seen = slice(max(first[i], t + 1 - stretch), t + 1)
+            whole = model({name: tensor[i : i + 1, seen] for name, tensor in inputs.items()})
+            torch.testing.assert_close(answer[i], whole[0, -1], atol=2e-5, rtol=1e-4)
+
+
+def test_a_context_goes_on_from_its_state() -> None:
+    model, inputs = some_model(), some_inputs(2, 9)
+    one, other = Context(model, 2), Context(model, 2)
+
+    def act(context: Context, t: int) -> torch.Tensor:
+        answer = context.act({name: tensor[:, t : t + 1] for name, tensor in inputs.items() if name not in (ACTION, "valid")})
+        context.took(inputs[ACTION][:, t])
+        return answer
+
+    for t in range(5):
+        act(one, t)
+    other.set_state(one.get_state())
+    for t in range(5, 9):
+        assert torch.equal(act(one, t), act(other, t))
+
+
+def test_what_is_hidden_does_not_matter() -> None:
+    model, inputs = some_model(), some_inputs(2, 6)
+    given = torch.ones(2, 6, 3, dtype=torch.bool)
+    torch.testing.assert_close(model(inputs | {"given": given}), model(inputs))
+    given[..., 1] = given[..., 2] = False
+    changed = inputs[GOAL].clone()
+    changed[..., 3:] += 5.0  # the second part
+    hidden = {**inputs, GOAL: changed, RETURN: inputs[RETURN] + 3.0, "given": given}
+    torch.testing.assert_close(model(hidden), model(inputs | {"given": given}))
+
+
+def test_bins_are_even_and_their_loss_falls() -> None:
+    model = some_model(replace(SIZES, bins=8))
+    assert model.to_bin(torch.tensor([-1.0, -0.76, -0.74, 0.0, 0.99, 1.0])).tolist() == [0, 0, 1, 4, 7, 7]
+    inputs = some_inputs(4, 6)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    before = float(model.loss(inputs))
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = model.loss(inputs)
+        loss.backward()
+        optimiser.step()
+    assert float(loss) < 0.3 * before
+    chosen = model.to_actions(model(inputs))
+    assert (chosen - inputs[ACTION]).abs().mean() < 0.2
+    assert chosen.shape == inputs[ACTION].shape
+
+
+def test_steps_after_the_end_do_not_count() -> None:
+    model, inputs = some_model(), some_inputs(2, 6)
+    inputs["valid"][:, 4:] = False
+    changed = {**inputs, ACTION: inputs[ACTION].clone()}
+    changed[ACTION][:, 4:] = 0.9
+    assert float(model.loss(changed)) == pytest.approx(float(model.loss(inputs)), rel=1e-6)
+
+
+def test_the_best_tenth_is_kept_and_others_are_held_out(dataset: Dataset) -> None:
+    table = dataset.episodes
+    learned, held = split(dataset, top=0.3, held_out=0.2)
+    kept = learned | held
+    assert not (learned & held).any()
+    assert held.any()
+    assert table.episode_return[kept].min() >= table.episode_return[~kept].max()
+    assert table.length[kept].sum() >= 0.3 * table.length.sum()
+
+
+TRAIN = (
+    "num_updates=60",
+    "evaluation={every: 20, batches: 2}",
+    "torch_threads=1",
+    "save_every=0",
+    "learning_rate=1e-3",
+    "warmup=5",
+)
+
+
+def train(workspace: Path, name: str, dataset: Dataset, *settings: str) -> list[str]:
+    parts = [part for text in (*TRAIN, *settings) for part in ("--set", text)]
+    return script("train_dt.py", workspace, "--name", name, "--dataset", str(dataset.folder), *parts)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(dataset: Dataset, tmp_path: Path) -> None:
+    settings = ("goal=[skill, command]", "hide=0.3", "model={width: 32, context: 8}")
+    whole = run(train(tmp_path, "whole", dataset, *settings))
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(train(tmp_path, "cut", dataset, *settings), cwd=ROOT)
+    while process.poll() is None and not snapshots.exists(tmp_path / "cut" / "best"):
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    again = run(script("train_dt.py", tmp_path, "--name", "cut", "--resume"))
+    assert again.returncode == 0, again.stderr
+    assert "going on exactly" in again.stderr
+    for name in ("latest", "best"):
+        ours, its = (snapshots.read_arrays(tmp_path / which / name / "policy.safetensors") for which in ("whole", "cut"))
+        assert all(np.array_equal(ours[key], its[key]) for key in ours)
+    lineage = json.loads((tmp_path / "whole" / "lineage.json").read_bytes())
+    assert lineage["parents"] == {str(dataset.folder): dataset.sha256}
+
+
+@pytest.mark.parametrize("model", ["{width: 32, context: 8}", "{kind: bc, hidden: [32]}", "{kind: gcbc, hidden: [32]}"])
+def test_what_was_learned_plays_and_collects(dataset: Dataset, tmp_path: Path, model: str) -> None:
+    goal = "[]" if "kind: bc" in model else "[skill, command, place]"
+    done = run(train(tmp_path, "m", dataset, f"model={model}", f"goal={goal}", "evaluation.episodes=2"))
+    assert done.returncode == 0, done.stderr
+    best = tmp_path / "m" / "best"
+    policy = load_policy(open_snapshot(best))
+    assert policy.act(np.zeros((3, 65 + 13 * (goal != "[]")), np.float32)).shape == (3, 17)
+    played = run([sys.executable, str(ROOT / "play.py"), "--model", str(best), "--episodes", "2", "--json"])
+    assert played.returncode == 0, played.stderr
+    assert len(json.loads(played.stdout)["episodes"]) == 2
+    arguments = ("--name", "again", "--model", str(best), "--steps", "400")
+    collected = run(script("collect.py", tmp_path, *arguments, "--set", "num_envs=4", "--set", "noise=[0.1]"))
+    assert collected.returncode == 0, collected.stderr
+    lineage = run([sys.executable, str(ROOT / "report.py"), "lineage", str(tmp_path / "again")])
+    assert "train_dt.py" in lineage.stdout
+    assert str(dataset.folder) in lineage.stdout
+
+
+def test_words_are_shown_as_a_world_shows_them(dataset: Dataset, tmp_path: Path) -> None:
+    done = run(train(tmp_path, "words", dataset, "model={width: 32, context: 8}", "goal=[words, command]", "num_updates=2"))
+    assert done.returncode == 0, done.stderr
+    snapshot = open_snapshot(tmp_path / "words" / "best")
+    assert snapshot.settings.world.goal == ["embedding", "command"]
+    assert snapshot.about["goal_columns"] == list(range(65, 65 + 64 + 3))
+
+
+def test_training_goes_on_from_an_earlier_model(dataset: Dataset, tmp_path: Path) -> None:
+    first = run(train(tmp_path, "first", dataset, "model={width: 32, context: 8}"))
+    assert first.returncode == 0, first.stderr
+    parent = tmp_path / "first" / "latest"
+    second = run(train(tmp_path, "second", dataset, "model={width: 32, context: 8}", f"init_from={parent}"))
+    assert second.returncode == 0, second.stderr
+    losses = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["eval/loss"] for name in ("first", "second")
+    ]
+    assert losses[1] < losses[0]
+    other = run(train(tmp_path, "third", dataset, "model={width: 16, context: 8}", f"init_from={parent}"))
+    assert other.returncode == 2
+    assert "has another model, goal or body" in other.stderr
+    assert other.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.kind=gcbc"], "goal: gcbc needs one"),
+        (["model.kind=bc", "goal=[skill]"], "goal: bc sees none"),
+        (["model={width: 30, heads: 4}"], "model.width: expected a multiple"),
+        (["goal=[skill, skill]"], "goal: expected each part once"),
+        (["model.returns=false", "hide=0.5"], "hide: only a dt with a goal"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(TrainDTSettings, None, overrides)
+    assert words in str(caught.value)
+
+
+def test_data_that_does_not_fit_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    def refused(*overrides: str) -> str:
+        with pytest.raises(UserError) as caught:
+            rehearse(config.load(TrainDTSettings, None, overrides), True)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "datasets: nowhere: no such dataset" in refused("datasets=[nowhere]")
+    walk = ("--name", "walk", "--model", str(SKILLS.parent / "humanoid_walk"), "--steps", "200", "--set", "num_envs=2")
+    assert run(script("collect.py", tmp_path, *walk)).returncode == 0
+    both = refused(f"datasets=[{dataset.folder}, {tmp_path / 'walk'}]")
+    assert f"{tmp_path / 'walk'} has another observation than {dataset.folder}" in both
+    assert "does not show where a command" in refused(f"datasets=[{tmp_path / 'walk'}]", "goal=[place]")
+    world = ("--set", "world={kind: gymnasium, id: Pendulum-v1, subprocesses: false}")
+    assert run(script("collect.py", tmp_path, "--name", "p", "--model", "random", "--steps", "400", *world)).returncode == 0
+    assert "is of a world without skills" in refused(f"datasets=[{tmp_path / 'p'}]", "goal=[skill]")

@@ -1,0 +1,104 @@
+"""Learn a policy offline, from datasets: a Decision Transformer, or behaviour cloning beside it.
+
+    python train_dt.py --name dt --config examples/dt_humanoid.yaml --dataset workspace/skills_data
+
+It lies in workspace/<name>/ as a training does: latest/ to go on with (--resume), best/ to watch (play.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from flexrl import runs, snapshots
+from flexrl.offline import OfflineLearner
+from flexrl.offline_training import (
+    TrainDTSettings,
+    evaluate,
+    judge,
+    make_learner,
+    open_all,
+    out_of_patience,
+    rehearse,
+    snapshot_files,
+)
+from flexrl.progress import Progress
+from flexrl.provenance import python
+
+FLAGS = (
+    runs.Flag(
+        "--dataset", "PATH", "a folder that collect.py made; several times for several", lambda t: f"datasets={json.dumps(t)}"
+    ),
+)
+
+
+def main() -> None:
+    settings, run = runs.begin(TrainDTSettings, __doc__, rehearse, FLAGS)
+    torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
+    datasets = open_all(settings)
+    if not snapshots.exists(run.latest):
+        for path, dataset in zip(settings.datasets, datasets, strict=True):
+            dataset.verify()
+            run.add_parent(path, dataset.folder)
+        if settings.init_from is not None:
+            run.add_parent(settings.init_from, Path(settings.init_from))
+    with run:
+        torch.manual_seed(settings.seed)
+        learner, held_out = make_learner(settings, datasets)
+        best = resume(run, learner)
+        with Progress(settings.num_updates, learner.num_updates, "updates") as progress:
+            while learner.num_updates < settings.num_updates and not out_of_patience(settings, best):
+                metrics = learner.improve()
+                if not np.isfinite(metrics["train/loss"]):
+                    raise runs.Failed(f"train/loss is {metrics['train/loss']}: the weights are lost; lower learning_rate")
+                ends = learner.num_updates >= settings.num_updates
+                if learner.num_updates % settings.evaluation.every == 0 or ends:
+                    progress.say("evaluating")
+                    metrics |= evaluate(settings, learner, held_out)
+                    files = snapshot_files(settings, learner, metrics)
+                    if judge(best, metrics):
+                        run.write_snapshot(run.best, files)
+                if "eval/loss" in metrics or learner.num_updates % settings.log_every == 0 or ends:
+                    run.log(learner.num_updates, metrics | {"time/memory_gb": psutil.Process().memory_info().rss / 2**30})
+                    progress.update(learner.num_updates, metrics, best["score"])
+                if run.is_due(settings.save_every) or ends:
+                    remember(run, settings, learner, best)
+                    run.save(force=True)
+                run.check_stop()
+        if learner.num_updates < settings.num_updates:
+            why = f"the held-out loss had not fallen for {settings.patience} evaluations"
+            print(f"ended after {learner.num_updates:,} updates: {why}", file=sys.stderr)
+            remember(run, settings, learner, best)
+    print(f"watch it: {python()} play.py --model {run.best}")
+
+
+def remember(
+    run: runs.Run[TrainDTSettings], settings: TrainDTSettings, learner: OfflineLearner, best: dict[str, float]
+) -> None:
+    """This moment, copied, as what run.save writes: a snapshot that plays, and the training's whole state."""
+    state = learner.get_state() | {"best": dict(best)}
+    state.pop("model")  # its weights are policy.safetensors
+    plays = snapshot_files(settings, learner, {})
+    document, arrays = snapshots.pack_tree(state)
+    run.remember(learner.num_updates, lambda: plays | {"training.json": document, "training.safetensors": arrays})
+
+
+def resume(run: runs.Run[TrainDTSettings], learner: OfflineLearner) -> dict[str, float]:
+    """Puts the learner where latest/ is, if there is one; returns what was best so far."""
+    if not snapshots.exists(run.latest):
+        return {"score": -np.inf, "loss": np.inf, "waited": 0}
+    arrays = snapshots.read_arrays(run.latest / "training.safetensors")
+    state = snapshots.unpack_tree((run.latest / "training.json").read_bytes(), arrays)
+    learner.set_state(state | {"model": snapshots.read_arrays(run.latest / "policy.safetensors")})
+    run.resumed_from(learner.num_updates)
+    print(f"going on exactly at update {learner.num_updates:,}", file=sys.stderr)
+    return dict(state["best"])
+
+
+if __name__ == "__main__":
+    runs.verb(main)
