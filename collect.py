@@ -55,8 +55,8 @@ def main() -> None:
     world_settings = world_of(settings, parents)
     if not snapshots.exists(run.latest):
         for model, parent in zip(settings.models, parents, strict=True):
-            if parent is not None:
-                run.add_parent(model.path, parent.folder)
+            for path in (*([model.path] if parent is not None else []), *model.experts.values()):
+                run.add_parent(path, Path(path))
     with run, closing(make_world(world_settings, settings.seed)) as world:
         info = describe(settings, world_settings, world, parents)
         writer = DatasetWriter(run.folder, info, settings.shard_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from gymnasium import spaces
 from pydantic import Field, model_validator
 
 from flexrl import snapshots
-from flexrl.collector import Crew
+from flexrl.collector import Crew, Experts
 from flexrl.config import Settings, UserError
 from flexrl.dataset import BlockInfo, DatasetInfo, PhraseInfo, PolicyInfo
 from flexrl.goals import GOALS
@@ -38,6 +39,8 @@ class ModelSettings(Settings):
     weight: float = Field(1.0, gt=0)
     # sample actions instead of taking the likeliest
     stochastic: bool = False
+    # snapshots that act in its place while a skill is asked for: {follow: workspace/humanoid_quiet/best}
+    experts: dict[SkillName, str] = {}
 
 
 class CollectSettings(Settings):
@@ -93,7 +96,10 @@ def rehearse(settings: CollectSettings, is_new: bool) -> None:
             raise UserError("noise: only actions that are numbers can be noisy; write noise: [0]")
         for model, parent in zip(settings.models, parents, strict=True):
             if parent is not None:
-                check_fit(model, parent, settings.models[0], world_settings)
+                check_fit(model.path, parent, settings.models[0], world_settings)
+            for skill, path in model.experts.items():
+                check_expert(skill, world_settings)
+                check_fit(path, open_models_named([path])[0], settings.models[0], world_settings)
         try:
             Crew(
                 [ZeroPolicy(world.action_space)] * len(parents),
@@ -110,7 +116,15 @@ def small(world: World) -> dict[str, Any]:
     return {"num_envs": 1} | ({"subprocesses": False} if isinstance(world, GymnasiumSettings) else {"num_threads": 1})
 
 
-def check_fit(model: ModelSettings, parent: Snapshot, first: ModelSettings, world: World) -> None:
+def check_expert(skill: str, world: World) -> None:
+    """UserError if nobody could tell when an expert is to act."""
+    if not isinstance(world, MotorSettings) or "one_hot" not in world.goal:
+        raise UserError("models: experts need a world whose goal shows the skill (one_hot)")
+    if skill not in resolve_tasks(world):
+        raise UserError(f"models: experts: this world has no skill {skill!r}; it has {', '.join(resolve_tasks(world))}")
+
+
+def check_fit(path: str, parent: Snapshot, first: ModelSettings, world: World) -> None:
     """UserError if a policy sees or does something else than this world shows and takes."""
     own = parent.settings.world
     keys = ("kind", "body", "observation", "goal", "encoder", "action", "id")
@@ -118,21 +132,26 @@ def check_fit(model: ModelSettings, parent: Snapshot, first: ModelSettings, worl
         if getattr(own, key, None) != getattr(world, key, None):
             its, ours = getattr(own, key, None), getattr(world, key, None)
             raise UserError(
-                f"models: {model.path} was trained with world.{key} {its!r}, not {ours!r} as {first.path}; "
+                f"models: {path} was trained with world.{key} {its!r}, not {ours!r} as {first.path}; "
                 "collect it into a dataset of its own"
             )
     if isinstance(own, MotorSettings) and isinstance(world, MotorSettings) and {"one_hot", "embedding"} & set(own.goal):
         ours, its = list(resolve_tasks(world)), list(resolve_tasks(own))
         if ours != its:
             raise UserError(
-                f"models: {model.path} knows the skills {', '.join(its)}; the world of {first.path} has {', '.join(ours)}"
+                f"models: {path} knows the skills {', '.join(its)}; the world of {first.path} has {', '.join(ours)}"
             )
 
 
 def open_models(settings: CollectSettings) -> list[Snapshot | None]:
     """The snapshots, null for random and zero."""
+    return [None if m.path in WITHOUT_SNAPSHOT else open_models_named([m.path])[0] for m in settings.models]
+
+
+def open_models_named(paths: Iterable[str]) -> list[Snapshot]:
+    """The snapshots of these paths; UserError with the setting's name."""
     try:
-        return [None if m.path in WITHOUT_SNAPSHOT else open_snapshot(Path(m.path)) for m in settings.models]
+        return [open_snapshot(Path(path)) for path in paths]
     except UserError as error:
         raise UserError(f"models: {error}") from None
 
@@ -202,6 +221,8 @@ def describe(settings: CollectSettings, world_settings: World, world: Any, paren
                 sha256=snapshots.content_hash(parent.folder) if parent else None,
                 weight=model.weight,
                 stochastic=model.stochastic,
+                experts={str(skill): path for skill, path in model.experts.items()},
+                expert_sha256={path: snapshots.content_hash(Path(path)) for path in model.experts.values()},
             )
             for model, parent in zip(settings.models, parents, strict=True)
         ),
@@ -210,12 +231,30 @@ def describe(settings: CollectSettings, world_settings: World, world: Any, paren
     )
 
 
+def with_experts(policy: Policy, model: ModelSettings, world: Any) -> Policy:
+    """The policy, with its experts in its place."""
+    if not model.experts:
+        return policy
+    at = 0
+    for block in world.batch.observation.blocks:
+        size = len(block.mirror.source)
+        if block.name == "one_hot":
+            break
+        at += size
+    snapshots_of = dict(zip(model.experts, open_models_named(model.experts.values()), strict=True))
+    experts = {
+        world.batch.skills.index(skill): load_policy(snapshot, deterministic=not model.stochastic)
+        for skill, snapshot in snapshots_of.items()
+    }
+    return Experts(policy, experts, slice(at, at + size))
+
+
 def make_crew(settings: CollectSettings, parents: list[Snapshot | None], world: Any) -> Crew:
     """The policies, each with its simulations."""
     policies: list[Policy] = []
     for index, (model, parent) in enumerate(zip(settings.models, parents, strict=True)):
         if parent is not None:
-            policies.append(load_policy(parent, deterministic=not model.stochastic))
+            policies.append(with_experts(load_policy(parent, deterministic=not model.stochastic), model, world))
         elif model.path == "random":
             policies.append(RandomPolicy(world.action_space, settings.seed + index))
         else:

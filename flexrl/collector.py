@@ -111,6 +111,47 @@ class Crew:
             policy.set_state(own)
 
 
+class Experts:
+    """One policy for all skills, with others in its place for some of them, by what the goal in the observation says.
+
+    `columns`: where the observation shows the skill, one-hot; `experts`: by the skill's index there. All of them see every
+    step, so that a memory is up to date where the skill changes.
+    """
+
+    def __init__(self, policy: Policy, experts: Mapping[int, Policy], columns: slice) -> None:
+        self._policy, self._experts, self._columns = policy, experts, columns
+
+    def _all(self) -> list[Policy]:
+        return [self._policy, *self._experts.values()]
+
+    def reset(self, mask: NDArray[np.bool_]) -> None:
+        """Episodes begin where `mask` (num_envs,) is true."""
+        for policy in self._all():
+            policy.reset(mask)
+
+    def act(self, obs: NDArray[np.floating]) -> Array:
+        """Actions (num_envs, ...)."""
+        actions, skill = np.array(self._policy.act(obs)), obs[:, self._columns].argmax(axis=1)
+        for index, expert in self._experts.items():
+            mine = skill == index
+            actions[mine] = expert.act(obs)[mine]
+        return actions
+
+    def feedback(self, action: Array, reward: NDArray[np.floating]) -> None:
+        """What was really done in the last step, and what it brought."""
+        for policy in self._all():
+            policy.feedback(action, reward)
+
+    def get_state(self) -> dict[str, Any]:
+        """What each of them remembers."""
+        return {"all": [policy.get_state() for policy in self._all()]}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on exactly where `get_state` was taken."""
+        for policy, own in zip(self._all(), state["all"], strict=True):
+            policy.set_state(own)
+
+
 class Collector:
     """Steps the world with the crew's actions, some of them noisy, and hands out the episodes that end."""
 

@@ -56,6 +56,8 @@ class PolicyInfo(_Record):
     sha256: str | None  # the snapshot's content hash
     weight: float  # share of the steps, of the sum of all
     stochastic: bool
+    experts: dict[str, str] = {}  # skill: path of who acted in its place there
+    expert_sha256: dict[str, str] = {}  # path: its content hash
 
 
 class DatasetInfo(_Record):

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor, nn
 from torch.nn import functional
 
 from flexrl.config import Settings, choice
 from flexrl.dt import ACTION, BODY, GOAL, RETURN, DecisionTransformer, Sizes
+from flexrl.learner_settings import Schedule
 from flexrl.randomness import pack_generator, random_state, set_random_state, unpack_generator
 from flexrl.windows import Windows, WindowSampler, goal_sizes
 
@@ -157,7 +159,8 @@ class OfflineLearner:
         *,
         batch_size: int,
         accumulate: int,
-        learning_rate: float,
+        learning_rate: float | Schedule,
+        num_updates: int,
         warmup: int,
         weight_decay: float,
         max_grad_norm: float,
@@ -170,9 +173,10 @@ class OfflineLearner:
         self.model, self.sampler, self.numbers = model.to(device), sampler, numbers
         self.num_updates, self.device = 0, device
         self._batch_size, self._accumulate, self._warmup = batch_size, accumulate, warmup
-        self._learning_rate, self._max_grad_norm, self._hide = learning_rate, max_grad_norm, hide
+        self._rate, self._total = FloatSchedule(learning_rate), num_updates
+        self._max_grad_norm, self._hide = max_grad_norm, hide
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 3])))
-        self._optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+        self._optimiser = torch.optim.AdamW(model.parameters(), lr=self._rate(1.0), weight_decay=weight_decay, fused=True)
         self._half = precision == "bfloat16"
         self._loss: Callable[[Mapping[str, Tensor]], Tensor] = torch.compile(model.loss) if compiled else model.loss
 
@@ -192,7 +196,7 @@ class OfflineLearner:
         """One update; its metrics."""
         begin = time.perf_counter()
         self.model.train()
-        rate = self._learning_rate * min(1.0, (self.num_updates + 1) / max(self._warmup, 1))
+        rate = self._rate(1 - self.num_updates / self._total) * min(1.0, (self.num_updates + 1) / max(self._warmup, 1))
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)

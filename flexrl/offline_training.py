@@ -17,6 +17,7 @@ from flexrl import snapshots
 from flexrl.config import Settings, UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.evaluation import run_episodes, summarise
+from flexrl.learner_settings import Schedule
 from flexrl.motor_settings import MotorSettings
 from flexrl.offline import (
     CloningSettings,
@@ -73,7 +74,8 @@ class TrainDTSettings(Settings):
     batch_size: int = Field(64, ge=1, le=65_536)
     # batches an update
     accumulate: int = Field(1, ge=1, le=10_000)
-    learning_rate: float = Field(1e-4, gt=0)
+    # a number, or {start, end}
+    learning_rate: float | Schedule = 1e-4
     # updates until the learning rate is whole
     warmup: int = Field(1_000, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
@@ -97,6 +99,9 @@ class TrainDTSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainDTSettings:
+        rates = self.learning_rate
+        if not (min(rates.start, rates.end) >= 0 < rates.start if isinstance(rates, Schedule) else rates > 0):
+            raise ValueError("learning_rate: expected a number above 0")
         if len(set(self.goal)) < len(self.goal):
             raise ValueError("goal: expected each part once")
         if self.model.kind == "gcbc" and not self.goal:
@@ -147,6 +152,7 @@ def make_learner(settings: TrainDTSettings, datasets: list[Dataset]) -> tuple[Of
         batch_size=settings.batch_size,
         accumulate=settings.accumulate,
         learning_rate=settings.learning_rate,
+        num_updates=settings.num_updates,
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

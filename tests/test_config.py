@@ -7,10 +7,24 @@ from pathlib import Path
 import pytest
 
 from flexrl import config
+from flexrl.collection import CollectSettings
 from flexrl.config import UserError
+from flexrl.offline_training import TrainDTSettings
 from train import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+
+
+VERBS: dict[str, type[config.Settings]] = {
+    "train.py": TrainSettings,
+    "collect.py": CollectSettings,
+    "train_dt.py": TrainDTSettings,
+}
+
+
+def settings_of(path: Path) -> type[config.Settings]:
+    """The settings of the verb that an example's first comment runs."""
+    return next(VERBS[word] for word in path.read_text(encoding="utf-8").split() if word in VERBS)
 
 
 def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
@@ -28,15 +42,15 @@ def complaint(path: Path | None, *overrides: str) -> str:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_load_and_begin_with_their_command(path: Path) -> None:
-    config.load(TrainSettings, path)
+    config.load(settings_of(path), path)
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert any(line.startswith("# python train.py --name") and str(path.name) in line for line in lines[:2])
+    assert any(line.startswith(tuple(f"# python {verb} --name" for verb in VERBS)) and path.name in line for line in lines[:2])
 
 
 def test_resolved_settings_read_back_the_same(tmp_path: Path) -> None:
     for path in EXAMPLES:
-        settings = config.load(TrainSettings, path)
-        assert config.load(TrainSettings, write(tmp_path, config.to_yaml(settings))) == settings
+        settings = config.load(settings_of(path), path)
+        assert config.load(settings_of(path), write(tmp_path, config.to_yaml(settings))) == settings
 
 
 @pytest.mark.parametrize(

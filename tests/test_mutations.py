@@ -21,6 +21,7 @@ from flexrl.worlds import evaluation_settings, make_world, normalise
 from train import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+EXAMPLES = [path for path in EXAMPLES if "# python train.py" in path.read_text(encoding="utf-8")]
 VALUES = [
     *("yes", "no", "null", "''", "3e-4", "1e400", "-1", "0", "0.5", "1", "2", "64", "1_000", "010", "12:30", "nan", ".inf"),
     *("text", "[1, 2]", "{a: 1}", "{}", "[]", "humanoid", "half_cheetah", "v5", "ppo", "sac", "MirroredPolicy", "tanh"),
