@@ -55,7 +55,7 @@ def main() -> None:
     world_settings = world_of(settings, parents)
     if not snapshots.exists(run.latest):
         for model, parent in zip(settings.models, parents, strict=True):
-            for path in (*([model.path] if parent is not None else []), *model.experts.values()):
+            for path in (*([model.path] if parent is not None else []), *model.others):
                 run.add_parent(path, Path(path))
     with run, closing(make_world(world_settings, settings.seed)) as world:
         info = describe(settings, world_settings, world, parents)

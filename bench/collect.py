@@ -4,7 +4,8 @@
     python bench/collect.py --memory 5_000_000   # peak memory and bytes a step of a long collection, and opening it
 
 `rate`: the shipped skills in collect.py's own world and loop, with and without the writer, turn by turn. `minari`: a policy
-of Humanoid-v5's own observations, in Gymnasium's environment under DataCollector and in ours, in v5 and in fast physics.
+of Humanoid-v5's own observations, in Gymnasium's environment under DataCollector and in ours, in v5 and in fast physics
+(`pip install 'minari[create]'` first: DataCollector needs jax).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def stepped(settings: CollectSettings) -> float:
     crew.reset(np.ones(world.num_envs, bool))
     begin, num_steps = time.perf_counter(), 0
     while num_steps < settings.num_steps:
-        obs, _, done, _ = world.step(crew.act(obs))
+        obs, _, done, _ = world.step(crew.act(obs)[0])
         crew.reset(done)
         num_steps += world.num_envs
     return num_steps / (time.perf_counter() - begin)

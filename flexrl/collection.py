@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +30,15 @@ World = MotorSettings | GymnasiumSettings
 WITHOUT_SNAPSHOT = ("random", "zero")
 
 
+class TeacherSettings(Settings):
+    """Who says what should have been done, while another acts."""
+
+    # a snapshot's folder
+    path: str
+    # snapshots that say it in its place while a skill is asked for
+    experts: dict[SkillName, str] = {}
+
+
 class ModelSettings(Settings):
     """One of the policies that act."""
 
@@ -41,6 +50,13 @@ class ModelSettings(Settings):
     stochastic: bool = False
     # snapshots that act in its place while a skill is asked for: {follow: workspace/humanoid_quiet/best}
     experts: dict[SkillName, str] = {}
+    # whose actions are written to `intended` where this one has acted (DAgger, Ross et al. 2011); null: its own, before noise
+    teacher: TeacherSettings | None = None
+
+    @property
+    def others(self) -> list[str]:
+        """The snapshots beside its own."""
+        return [*self.experts.values(), *([self.teacher.path, *self.teacher.experts.values()] if self.teacher else [])]
 
 
 class CollectSettings(Settings):
@@ -97,9 +113,10 @@ def rehearse(settings: CollectSettings, is_new: bool) -> None:
         for model, parent in zip(settings.models, parents, strict=True):
             if parent is not None:
                 check_fit(model.path, parent, settings.models[0], world_settings)
-            for skill, path in model.experts.items():
+            for skill in (*model.experts, *(model.teacher.experts if model.teacher else ())):
                 check_expert(skill, world_settings)
-                check_fit(path, open_models_named([path])[0], settings.models[0], world_settings)
+            for path, other in zip(model.others, open_models_named(model.others), strict=True):
+                check_fit(path, other, settings.models[0], world_settings)
         try:
             Crew(
                 [ZeroPolicy(world.action_space)] * len(parents),
@@ -222,7 +239,8 @@ def describe(settings: CollectSettings, world_settings: World, world: Any, paren
                 weight=model.weight,
                 stochastic=model.stochastic,
                 experts={str(skill): path for skill, path in model.experts.items()},
-                expert_sha256={path: snapshots.content_hash(Path(path)) for path in model.experts.values()},
+                teacher=model.teacher.model_dump(mode="json") if model.teacher else None,
+                others_sha256={path: snapshots.content_hash(Path(path)) for path in model.others},
             )
             for model, parent in zip(settings.models, parents, strict=True)
         ),
@@ -231,9 +249,9 @@ def describe(settings: CollectSettings, world_settings: World, world: Any, paren
     )
 
 
-def with_experts(policy: Policy, model: ModelSettings, world: Any) -> Policy:
-    """The policy, with its experts in its place."""
-    if not model.experts:
+def with_experts(policy: Policy, paths: Mapping[Any, str], world: Any) -> Policy:
+    """The policy, with the experts of these paths, by skill, in its place."""
+    if not paths:
         return policy
     at = 0
     for block in world.batch.observation.blocks:
@@ -241,11 +259,8 @@ def with_experts(policy: Policy, model: ModelSettings, world: Any) -> Policy:
         if block.name == "one_hot":
             break
         at += size
-    snapshots_of = dict(zip(model.experts, open_models_named(model.experts.values()), strict=True))
-    experts = {
-        world.batch.skills.index(skill): load_policy(snapshot, deterministic=not model.stochastic)
-        for skill, snapshot in snapshots_of.items()
-    }
+    found = zip(paths, open_models_named(paths.values()), strict=True)
+    experts = {world.batch.skills.index(skill): load_policy(snapshot) for skill, snapshot in found}
     return Experts(policy, experts, slice(at, at + size))
 
 
@@ -254,10 +269,16 @@ def make_crew(settings: CollectSettings, parents: list[Snapshot | None], world: 
     policies: list[Policy] = []
     for index, (model, parent) in enumerate(zip(settings.models, parents, strict=True)):
         if parent is not None:
-            policies.append(with_experts(load_policy(parent, deterministic=not model.stochastic), model, world))
+            policies.append(with_experts(load_policy(parent, deterministic=not model.stochastic), model.experts, world))
         elif model.path == "random":
             policies.append(RandomPolicy(world.action_space, settings.seed + index))
         else:
             policies.append(ZeroPolicy(world.action_space))
+    teachers = [
+        None
+        if model.teacher is None
+        else with_experts(load_policy(open_models_named([model.teacher.path])[0]), model.teacher.experts, world)
+        for model in settings.models
+    ]
     torch.manual_seed(settings.seed)
-    return Crew(policies, [model.weight for model in settings.models], world.num_envs, world.action_space)
+    return Crew(policies, [model.weight for model in settings.models], world.num_envs, world.action_space, teachers)

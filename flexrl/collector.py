@@ -73,9 +73,14 @@ class Crew:
     """Several policies as one: each has some of the simulations, by weight."""
 
     def __init__(
-        self, policies: Sequence[Policy], weights: Sequence[float], num_envs: int, action_space: spaces.Space[Any]
+        self,
+        policies: Sequence[Policy],
+        weights: Sequence[float],
+        num_envs: int,
+        action_space: spaces.Space[Any],
+        teachers: Sequence[Policy | None] = (),
     ) -> None:
-        self._policies = policies
+        self._policies, self._teachers = policies, teachers or [None] * len(policies)
         shares = np.array(weights) / sum(weights) * num_envs
         ends = np.rint(np.cumsum(shares)).astype(int)
         self.rows = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -84,30 +89,41 @@ class Crew:
         self.policy = np.repeat(np.arange(len(policies)), [rows.stop - rows.start for rows in self.rows])  # (num_envs,)
         self._shape, self._dtype = action_space.shape or (), action_space.dtype
 
+    def _all(self) -> list[tuple[slice, Policy]]:
+        """Whoever acts or teaches, and where."""
+        return [
+            (rows, policy)
+            for rows, *both in zip(self.rows, self._policies, self._teachers, strict=True)
+            for policy in both
+            if policy is not None
+        ]
+
     def reset(self, mask: NDArray[np.bool_]) -> None:
         """Episodes begin where `mask` (num_envs,) is true."""
-        for policy, rows in zip(self._policies, self.rows, strict=True):
+        for rows, policy in self._all():
             policy.reset(mask[rows])
 
-    def act(self, obs: NDArray[np.floating]) -> Array:
-        """Actions (num_envs, ...)."""
+    def act(self, obs: NDArray[np.floating]) -> tuple[Array, Array]:
+        """Actions, and what should be done: the same, but where somebody teaches; (num_envs, ...) both."""
         actions = np.empty((len(obs), *self._shape), self._dtype)
-        for policy, rows in zip(self._policies, self.rows, strict=True):
+        intended = np.empty_like(actions)
+        for policy, teacher, rows in zip(self._policies, self._teachers, self.rows, strict=True):
             actions[rows] = policy.act(obs[rows])
-        return actions
+            intended[rows] = actions[rows] if teacher is None else teacher.act(obs[rows])
+        return actions, intended
 
     def feedback(self, action: Array, reward: NDArray[np.floating]) -> None:
         """What was really done in the last step, and what it brought."""
-        for policy, rows in zip(self._policies, self.rows, strict=True):
+        for rows, policy in self._all():
             policy.feedback(action[rows], reward[rows])
 
     def get_state(self) -> list[Any]:
         """What each policy remembers."""
-        return [policy.get_state() for policy in self._policies]
+        return [policy.get_state() for _, policy in self._all()]
 
     def set_state(self, state: Sequence[Any]) -> None:
         """Goes on exactly where `get_state` was taken."""
-        for policy, own in zip(self._policies, state, strict=True):
+        for (_, policy), own in zip(self._all(), state, strict=True):
             policy.set_state(own)
 
 
@@ -193,8 +209,10 @@ class Collector:
             put("goal", asked.asked_phrase)
             put("command", asked.command)
             put("state", self._batch.physics.resumable)
-        action = self._with_noise(self.crew.act(self._obs))
+        chosen, intended = self.crew.act(self._obs)
+        action = self._with_noise(chosen)
         put("action", action if action.ndim > 1 else action[:, None])
+        put("intended", intended if intended.ndim > 1 else intended[:, None])
         obs, reward, done, infos = self.world.step(action)
         self.crew.feedback(action, reward)
         self._return += reward

@@ -1,6 +1,6 @@
 """A dataset on disk: a folder of Arrow files, many whole episodes in each, memory-mapped, and a table of the episodes.
 
-00000.arrow ...   steps: observation, action, reward, terminated, truncated, skill, goal, command, state
+    00000.arrow ...   steps: observation, action, intended, reward, terminated, truncated, skill, goal, command, state
 episodes.arrow    one row an episode, with where its steps lie
 dataset.yaml      what the columns are: world, observation blocks, skills, phrases, policies
 stats.json        means, standard deviations and ranges
@@ -57,7 +57,8 @@ class PolicyInfo(_Record):
     weight: float  # share of the steps, of the sum of all
     stochastic: bool
     experts: dict[str, str] = {}  # skill: path of who acted in its place there
-    expert_sha256: dict[str, str] = {}  # path: its content hash
+    teacher: dict[str, Any] | None = None  # who said what to intend: path, and its experts
+    others_sha256: dict[str, str] = {}  # path of experts and of a teacher: its content hash
 
 
 class DatasetInfo(_Record):
@@ -103,6 +104,7 @@ def columns_of(info: DatasetInfo) -> dict[str, Column]:
     columns = {
         "observation": Column(np.dtype(np.float32), (info.observation_size,)),
         "action": Column(np.dtype(np.float32), (info.action_size,)),
+        "intended": Column(np.dtype(np.float32), (info.action_size,)),
         "reward": Column(np.dtype(np.float32)),
         "terminated": Column(np.dtype(np.bool_)),
         "truncated": Column(np.dtype(np.bool_)),

@@ -295,6 +295,7 @@ def import_minari(source: Path, folder: Path, shard_steps: int) -> DatasetInfo:
         steps = {
             "observation": np.asarray(episode.observations[:length], np.float32),
             "action": np.asarray(episode.actions, np.float32),
+            "intended": np.asarray(episode.actions, np.float32),
             "reward": np.asarray(episode.rewards, np.float32),
             "terminated": np.asarray(episode.terminations, bool),
             "truncated": np.asarray(episode.truncations, bool),

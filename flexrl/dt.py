@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 RETURN, GOAL, BODY, ACTION = "return", "goal", "body", "action"
+TARGET = "target"  # the action to be learned; the token is of the one that was done
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class DecisionTransformer(nn.Module):
 
     def loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Mean squared error of actions in [-1, 1], or cross entropy of their bins, over steps that are `valid`."""
-        answer, target = self(inputs)[inputs["valid"]], inputs[ACTION][inputs["valid"]]
+        answer, target = self(inputs)[inputs["valid"]], inputs[TARGET][inputs["valid"]]
         if not self.sizes.bins:
             return functional.mse_loss(answer, target)
         return functional.cross_entropy(answer.flatten(0, 1), self.to_bin(target).flatten())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexrl.config import Settings, choice
-from flexrl.dt import ACTION, BODY, GOAL, RETURN, DecisionTransformer, Sizes
+from flexrl.dt import ACTION, BODY, GOAL, RETURN, TARGET, DecisionTransformer, Sizes
 from flexrl.learner_settings import Schedule
 from flexrl.randomness import pack_generator, random_state, set_random_state, unpack_generator
 from flexrl.windows import Windows, WindowSampler, goal_sizes
@@ -74,7 +74,7 @@ class Cloner(nn.Module):
 
     def loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Mean squared error of actions in [-1, 1]."""
-        return functional.mse_loss(self(inputs)[inputs["valid"]], inputs[ACTION][inputs["valid"]])
+        return functional.mse_loss(self(inputs)[inputs["valid"]], inputs[TARGET][inputs["valid"]])
 
 
 class Numbers:
@@ -186,6 +186,7 @@ class OfflineLearner:
             BODY: self.numbers.body(windows.body) * windows.valid[..., None],
             GOAL: windows.goal,
             ACTION: self.numbers.to_model(windows.action) * windows.valid[..., None],
+            TARGET: self.numbers.to_model(windows.target) * windows.valid[..., None],
             RETURN: windows.returns_to_go / np.float32(self.numbers.return_scale),
             "time": windows.time,
             "valid": windows.valid,

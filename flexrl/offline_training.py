@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from flexrl import snapshots
@@ -64,6 +65,8 @@ class TrainDTSettings(Settings):
     # share of the episodes that is held out
     held_out: float = Field(0.05, ge=0, le=0.5)
     model: ModelSettings = DTSettings()
+    # action: what was done; intended: what was to be done, before noise, or by a teacher's word
+    target: Literal["action", "intended"] = "intended"
     # what the model sees of the goal: any of skill, command (speeds and yaw rate), place, words
     goal: list[GoalPart] = []
     # share of the windows that a part of the goal, or the return, is hidden in, so that a prompt may leave it out
@@ -138,9 +141,14 @@ def make_learner(settings: TrainDTSettings, datasets: list[Dataset]) -> tuple[Of
     """The learner, and what draws from the episodes that are held out (from all, if none are)."""
     masks = [split(dataset, settings.top, settings.held_out) for dataset in datasets]
     length = settings.model.context if isinstance(settings.model, DTSettings) else 1
-    sampler = WindowSampler(datasets, [learned for learned, _ in masks], settings.goal, length)
+    returns = isinstance(settings.model, DTSettings) and settings.model.returns
+
+    def draw_from(select: list[NDArray[np.bool_]]) -> WindowSampler:
+        return WindowSampler(datasets, select, settings.goal, length, returns, settings.target)
+
+    sampler = draw_from([learned for learned, _ in masks])
     nothing_held = not any(held.any() for _, held in masks)
-    held_out = WindowSampler(datasets, [learned if nothing_held else held for learned, held in masks], settings.goal, length)
+    held_out = draw_from([learned if nothing_held else held for learned, held in masks])
     model, numbers = make_model(settings.model, sampler), Numbers.of(sampler)
     if settings.init_from is not None:
         numbers = begin_with(model, settings.init_from)

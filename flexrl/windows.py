@@ -26,6 +26,7 @@ class Windows:
     body: NDArray[np.float32]  # what the policy sees of the body
     goal: NDArray[np.float32]  # and of what is asked for
     action: NDArray[np.float32]
+    target: NDArray[np.float32]  # the action to learn: that one, or what was intended
     returns_to_go: NDArray[np.float32]  # rewards from this step to the episode's end
     time: NDArray[np.int64]  # steps since the episode began
     valid: NDArray[np.bool_]
@@ -34,23 +35,39 @@ class Windows:
 class WindowSampler:
     """Draws windows of `length` steps, every step of the selected episodes as likely to be the first.
 
-    Of the steps nothing is held but what is drawn; the episodes' returns-to-go are summed as they are needed.
+    Of the steps nothing is held but what is drawn; the episodes' returns-to-go are summed as they are needed (zero unless
+    `needs_returns`). `target`: the column that is to be learned, `action` or `intended`.
     `select` (one mask a dataset, (num_episodes,)) leaves episodes out. UserError where datasets differ or nothing is left.
     """
 
     def __init__(
-        self, datasets: Sequence[Dataset], select: Sequence[NDArray[np.bool_]], goal: Sequence[str], length: int
+        self,
+        datasets: Sequence[Dataset],
+        select: Sequence[NDArray[np.bool_]],
+        goal: Sequence[str],
+        length: int,
+        needs_returns: bool = True,
+        target: str = "action",
     ) -> None:
         check_alike(datasets)
-        self.datasets, self.length, self.goal = datasets, length, list(goal)
+        self.datasets, self.length, self.goal, self._needs_returns = datasets, length, list(goal), needs_returns
+        self._target = target
         self.info = datasets[0].info
         self._body_columns = self.info.columns_of(is_goal=False)
         self._readers = [goal_reader(part, dataset) for dataset in datasets for part in goal]
-        self._episodes = [np.flatnonzero(mask) for mask in select]
-        lengths = [dataset.episodes.length[kept] for dataset, kept in zip(datasets, self._episodes, strict=True)]
-        self._which = np.repeat(np.arange(len(datasets)), [len(part) for part in lengths])
-        self._episode = np.concatenate(self._episodes)
-        self._ends = np.cumsum(np.concatenate(lengths))
+        chosen = [np.flatnonzero(mask) for mask in select]
+        tables = [dataset.episodes for dataset in datasets]
+        self._length, self._start = (
+            np.concatenate([getattr(table, name)[kept] for table, kept in zip(tables, chosen, strict=True)])
+            for name in ("length", "start")
+        )
+        self._files = [(which, shard) for which, table in enumerate(tables) for shard in np.unique(table.shard).tolist()]
+        number = {place: i for i, place in enumerate(self._files)}
+        self._file = np.array(
+            [number[which, shard] for which, kept in enumerate(chosen) for shard in tables[which].shard[kept].tolist()],
+            np.int64,
+        )
+        self._ends = np.cumsum(self._length)
         if len(self._ends) == 0:
             raise UserError(f"{datasets[0].folder}: no episode is left of the selection")
 
@@ -90,31 +107,41 @@ class WindowSampler:
         body = np.zeros((count, length, self.body_size), np.float32)
         goal = np.zeros((count, length, self.goal_size), np.float32)
         action = np.zeros((count, length, self.info.action_size), np.float32)
+        target = np.zeros_like(action)
         returns = np.zeros((count, length), np.float32)
-        valid = np.zeros((count, length), bool)
+        start = self._start[rows] + firsts  # rows of the files
+        end = self._start[rows] + self._length[rows]
+        index = start[:, None] + np.arange(length)
+        valid = index < end[:, None]
+        index = np.minimum(index, end[:, None] - 1)
         num_parts = len(self.goal)
-        for i, (row, first) in enumerate(zip(rows.tolist(), firsts.tolist(), strict=True)):
-            which, episode = int(self._which[row]), int(self._episode[row])
-            dataset = self.datasets[which]
-            table = dataset.episodes
-            shard = dataset.shard(int(table.shard[episode]))
-            start, end = int(table.start[episode]) + first, int(table.start[episode] + table.length[episode])
-            stop = min(start + length, end)
-            n = stop - start
-            observation = shard["observation"][start:stop]
-            body[i, :n] = observation[:, self._body_columns]
-            at = 0
-            for read in self._readers[which * num_parts : (which + 1) * num_parts]:
-                values = read(shard, slice(start, stop))
-                goal[i, :n, at : at + values.shape[1]] = values
-                at += values.shape[1]
-            action[i, :n] = shard["action"][start:stop]
-            rewards = shard["reward"][start:end]
-            after = float(rewards[n:].sum(dtype=np.float64))
-            returns[i, :n] = after + np.cumsum(rewards[:n][::-1], dtype=np.float64)[::-1]
-            valid[i, :n] = True
+        file = self._file[rows]
+        for number in np.unique(file):
+            mine = np.flatnonzero(file == number)
+            which, shard = self._files[number]
+            columns = self.datasets[which].shard(shard)
+            taken, kept = index[mine], valid[mine][..., None]
+            observation = columns["observation"][taken]
+            body[mine] = observation[..., self._body_columns] * kept
+            parts = [read(columns, taken, observation) for read in self._readers[which * num_parts : (which + 1) * num_parts]]
+            if parts:
+                goal[mine] = np.concatenate(parts, axis=-1) * kept
+            action[mine] = columns["action"][taken] * kept
+            target[mine] = action[mine] if self._target == "action" else columns[self._target][taken] * kept
+            if self._needs_returns:
+                for i in mine.tolist():
+                    returns[i] = _returns_to_go(columns["reward"][start[i] : end[i]], length)
         time = firsts[:, None] + np.arange(length)
-        return Windows(body, goal, action, returns, time, valid)
+        return Windows(body, goal, action, target, returns, time, valid)
+
+
+def _returns_to_go(rewards: NDArray[np.float32], length: int) -> NDArray[np.float64]:
+    """Of the first `length` steps of a rest of an episode, zero after its end."""
+    n = min(length, len(rewards))
+    after = float(rewards[n:].sum(dtype=np.float64))
+    result = np.zeros(length)
+    result[:n] = after + np.cumsum(rewards[:n][::-1], dtype=np.float64)[::-1]
+    return result
 
 
 def goal_sizes(info: Any, goal: Sequence[str]) -> list[int]:
@@ -124,7 +151,7 @@ def goal_sizes(info: Any, goal: Sequence[str]) -> list[int]:
 
 
 def goal_reader(part: str, dataset: Dataset) -> Any:
-    """A function of a file's columns and rows: the goal's part, (num_rows, size), as a world's observation shows it.
+    """A function of a file's columns, rows and their observations: the goal's part, (..., size), as a world shows it.
 
     UserError if the dataset does not tell.
     """
@@ -133,18 +160,18 @@ def goal_reader(part: str, dataset: Dataset) -> Any:
         raise UserError(f"goal: {dataset.folder} is of a world without skills; write []")
     if part == "skill":
         rows = np.eye(len(info.skills), dtype=np.float32)
-        return lambda columns, where: rows[columns["skill"][where]]
+        return lambda columns, where, observation: rows[columns["skill"][where]]
     if part == "command":
-        return lambda columns, where: columns["command"][where]
+        return lambda columns, where, observation: columns["command"][where]
     if part == "words":
         encode = ENCODERS[str(info.world.get("encoder", "hashed_ngrams"))]
         table = np.array([np.concatenate([encode(p.words), encode(in_a_mirror(p.words))]) for p in info.phrases], np.float32)
-        return lambda columns, where: table[columns["goal"][where]]
+        return lambda columns, where, observation: table[columns["goal"][where]]
     offset = 0
     for block in info.observation:
         if block.name == "place":
             entries = slice(offset, offset + block.size)
-            return lambda columns, where: columns["observation"][where, entries]
+            return lambda columns, where, observation: observation[..., entries]
         offset += block.size
     raise UserError(
         f"goal: {dataset.folder} does not show where a command would have brought the body (within {PLACE_SEEN} m); "

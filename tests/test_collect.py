@@ -76,6 +76,7 @@ def test_what_was_acted_without_noise_is_what_the_policy_does(dataset: Dataset) 
     for i in range(len(dataset.episodes)):
         steps = dataset.episode(i)
         error = np.abs(policy.act(np.array(steps["observation"])) - steps["action"]).max()
+        assert np.abs(policy.act(np.array(steps["observation"])) - steps["intended"]).max() < 1e-5
         if dataset.episodes.noise[i] == 0:
             assert error < 1e-5
         else:
@@ -247,3 +248,46 @@ def test_report_tells_what_is_in_a_dataset(dataset: Dataset, tmp_path: Path) -> 
     missing = run([*command[:-1], str(tmp_path)])
     assert missing.returncode == 2
     assert "is no dataset" in missing.stderr
+
+
+def test_experts_act_where_their_skill_is_asked_for(tmp_path: Path) -> None:
+    """And nowhere else: two trainings of another seed each, which hardly began, so that they differ."""
+    world = "world={task: mixed, goal: [one_hot, command, place], skills: {walk_forward: 1, turn_left: 1}, num_envs: 8}"
+    for seed in (1, 2):
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--name",
+            f"seed{seed}",
+            "--workspace",
+            str(tmp_path),
+            "--set",
+            world,
+        ]
+        done = run([*command, "--set", f"seed={seed}", "--set", "num_steps=200", "--set", "video=false"])
+        assert done.returncode == 0, done.stderr
+    base, expert = tmp_path / "seed1" / "best", tmp_path / "seed2" / "best"
+    models = f"models=[{{path: {base}, experts: {{turn_left: {expert}}}}}]"
+    dataset = made(tmp_path, "experts", models, "noise=[0]", "switch=[0.3, 0.6]", model=None, steps=1600)
+    policies = {0: load_policy(open_snapshot(base)), 1: load_policy(open_snapshot(expert))}
+    turn = dataset.info.skills.index("turn_left")
+    acted = set()
+    for i in range(len(dataset.episodes)):
+        steps = dataset.episode(i)
+        for which, policy in policies.items():
+            mine = steps["skill"] == turn if which else steps["skill"] != turn
+            if mine.any():
+                acted.add(which)
+                error = np.abs(policy.act(np.array(steps["observation"][mine])) - steps["action"][mine]).max()
+                assert error < 1e-5
+    assert acted == {0, 1}
+    lineage = json.loads((dataset.folder / "lineage.json").read_bytes())
+    assert set(lineage["parents"]) == {str(base), str(expert)}
+    models = f"models=[{{path: {base}, teacher: {{path: {base}, experts: {{turn_left: {expert}}}}}}}]"
+    taught = made(tmp_path, "taught", models, "noise=[0.2]", "switch=[0.3, 0.6]", model=None, steps=800)
+    for i in range(len(taught.episodes)):
+        steps = taught.episode(i)
+        observation, turns = np.array(steps["observation"]), steps["skill"] == turn
+        should = np.where(turns[:, None], policies[1].act(observation), policies[0].act(observation))
+        assert np.abs(should - steps["intended"]).max() < 1e-5
+        assert np.abs(policies[0].act(observation) - steps["action"]).max() > 0.1  # the noise

@@ -57,7 +57,7 @@ def some_inputs(batch: int, steps: int, seed: int = 0) -> dict[str, torch.Tensor
 
     times = torch.arange(steps).repeat(batch, 1)
     inputs = {BODY: draw(5), GOAL: draw(5), ACTION: draw(2).tanh(), RETURN: draw(1)[..., 0], "time": times}
-    return inputs | {"valid": torch.ones(batch, steps, dtype=torch.bool)}
+    return inputs | {"target": inputs[ACTION], "valid": torch.ones(batch, steps, dtype=torch.bool)}
 
 
 def some_model(sizes: Sizes = SIZES) -> DecisionTransformer:
@@ -122,7 +122,7 @@ def test_acting_with_kept_keys_is_reading_all_anew(has_return: bool) -> None:
             context.begin(torch.tensor(begins[t]))
             first[begins[t]] = t
         stretch = stretch + 1 if stretch < SIZES.context else SIZES.context // 2 + 1
-        now = {name: tensor[:, t : t + 1] for name, tensor in inputs.items() if name not in (ACTION, "valid")}
+        now = {name: tensor[:, t : t + 1] for name, tensor in inputs.items() if name not in (ACTION, "target", "valid")}
         answer = context.act(now)
         context.took(inputs[ACTION][:, t])
         for i in range(3):
@@ -136,7 +136,9 @@ def test_a_context_goes_on_from_its_state() -> None:
     one, other = Context(model, 2), Context(model, 2)
 
     def act(context: Context, t: int) -> torch.Tensor:
-        answer = context.act({name: tensor[:, t : t + 1] for name, tensor in inputs.items() if name not in (ACTION, "valid")})
+        answer = context.act(
+            {name: tensor[:, t : t + 1] for name, tensor in inputs.items() if name not in (ACTION, "target", "valid")}
+        )
         context.took(inputs[ACTION][:, t])
         return answer
 
@@ -178,8 +180,8 @@ def test_bins_are_even_and_their_loss_falls() -> None:
 def test_steps_after_the_end_do_not_count() -> None:
     model, inputs = some_model(), some_inputs(2, 6)
     inputs["valid"][:, 4:] = False
-    changed = {**inputs, ACTION: inputs[ACTION].clone()}
-    changed[ACTION][:, 4:] = 0.9
+    changed = {**inputs, "target": inputs["target"].clone()}
+    changed["target"][:, 4:] = 0.9
     assert float(model.loss(changed)) == pytest.approx(float(model.loss(inputs)), rel=1e-6)
 
 
