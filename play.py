@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,14 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--task", choices=sorted({task.name for task in TASKS}), help="count this task's reward instead, such as v5"
     )
-    parser.add_argument("--skill", help="only this skill of a policy that has several (default: all, one after the other)")
+    parser.add_argument(
+        *("--skill", "--goal"), help="only this skill of a policy that has several (default: all, one after the other)"
+    )
+    parser.add_argument(
+        "--target-return",
+        default="auto",
+        help="the return that a Decision Transformer is asked for: a number, or auto (a high one of its data)",
+    )
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     parser.add_argument(
@@ -144,10 +152,21 @@ def choose_skill(settings: Any, skill: str | None) -> Any:
 def make_policy(snapshot: Snapshot | None, arguments: argparse.Namespace, world: Any) -> Policy:
     """The snapshot's policy, or random or zero actions."""
     if snapshot is not None:
-        return load_policy(snapshot, deterministic=not arguments.stochastic)
+        return load_policy(snapshot, not arguments.stochastic, read_target(arguments.target_return))
     if arguments.model == "random":
         return RandomPolicy(world.action_space, arguments.seed)
     return ZeroPolicy(world.action_space)
+
+
+def read_target(text: str) -> float | None:
+    """The number, null for auto; UserError for anything else."""
+    try:
+        target = None if text == "auto" else float(text)
+    except ValueError:
+        target = math.nan
+    if target is not None and not math.isfinite(target):
+        raise UserError(f"--target-return {text}: expected a number, such as 5000, or auto")
+    return target
 
 
 def export(snapshot: Snapshot | None, path: Path) -> None:

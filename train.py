@@ -191,9 +191,14 @@ def find_parent(settings: TrainSettings, run: runs.Run[TrainSettings]) -> Snapsh
 def open_parent(path: str) -> Snapshot:
     """The snapshot that `init_from` names."""
     try:
-        return open_snapshot(Path(path))
+        parent = open_snapshot(Path(path))
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
+    if parent.about["kind"] != "sb3":
+        raise UserError(
+            f"init_from: {path} learned from a dataset; train_dt.py goes on with it, train.py with what it made itself"
+        )
+    return parent
 
 
 def try_on(settings: TrainSettings, parent: Snapshot) -> None:

@@ -113,6 +113,8 @@ def rehearse(settings: CollectSettings, is_new: bool) -> None:
         for model, parent in zip(settings.models, parents, strict=True):
             if parent is not None:
                 check_fit(model.path, parent, settings.models[0], world_settings)
+                if model.stochastic:
+                    load_policy(parent, deterministic=False)  # not every kind has noise to sample
             for skill in (*model.experts, *(model.teacher.experts if model.teacher else ())):
                 check_expert(skill, world_settings)
             for path, other in zip(model.others, open_models_named(model.others), strict=True):

@@ -223,12 +223,16 @@ def _in_process(world: MotorSettings | GymnasiumSettings) -> dict[str, Any]:
     return {"subprocesses": False} if isinstance(world, GymnasiumSettings) else {}
 
 
-def _load_sb3(snapshot: Snapshot, deterministic: bool) -> Policy:
+def _load_sb3(snapshot: Snapshot, deterministic: bool, target_return: float | None) -> Policy:
+    if target_return is not None:
+        raise _no_target(snapshot)
     return policy_of(restore_learner(snapshot), deterministic)
 
 
 def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
     """The snapshot as an SB3 zip, with `<name>_vecnormalize.pkl` beside it if observations are normalised."""
+    if snapshot.about["kind"] != "sb3":
+        raise UserError(f"{snapshot.folder}: learned from a dataset, and has no Stable-Baselines3 model to export")
     learner = restore_learner(snapshot)
     try:
         path.parent.mkdir(exist_ok=True)
@@ -242,14 +246,22 @@ def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
     return [path, statistics]
 
 
-def _load_offline(snapshot: Snapshot, deterministic: bool) -> Policy:
+def _no_target(snapshot: Snapshot) -> UserError:
+    return UserError(f"--target-return: {snapshot.folder} does not see what an episode is to bring; leave it away")
+
+
+def _load_offline(snapshot: Snapshot, deterministic: bool, target_return: float | None) -> Policy:
     """A model that learned from a dataset; it has no noise of its own."""
+    if not deterministic:
+        raise UserError(f"{snapshot.folder}: learned from a dataset, and its actions have no noise to sample; leave that away")
     settings = config.load(OfflineSettings, snapshot.folder / "settings.yaml")
     about = snapshot.about
     numbers = Numbers.from_arrays(snapshots.read_arrays(snapshot.folder / "normaliser.safetensors"))
     body, goal = np.array(about["body_columns"], np.intp), np.array(about["goal_columns"], np.intp)
     weights = snapshots.read_arrays(snapshot.folder / "policy.safetensors")
     state = {name: torch.from_numpy(array) for name, array in weights.items()}
+    if target_return is not None and not (isinstance(settings.model, DTSettings) and settings.model.returns):
+        raise _no_target(snapshot)
     if isinstance(settings.model, CloningSettings):
         cloner = Cloner(len(body), len(goal) if settings.model.kind == "gcbc" else 0, len(numbers.low), settings.model)
         cloner.load_state_dict(state)
@@ -257,7 +269,8 @@ def _load_offline(snapshot: Snapshot, deterministic: bool) -> Policy:
     sizes = about["sizes"]
     model = DecisionTransformer(Sizes(**{**sizes, "goal": tuple(sizes["goal"])}))
     model.load_state_dict(state)
-    return TransformerPolicy(model, numbers, body, goal, about["targets"])
+    targets = about["targets"] if target_return is None else [target_return] * len(about["targets"])
+    return TransformerPolicy(model, numbers, body, goal, targets)
 
 
 class OfflineSettings(Settings):
@@ -269,9 +282,12 @@ class OfflineSettings(Settings):
 
 
 # What a snapshot's "kind" may be, and who makes a policy of it.
-KINDS: dict[str, Callable[[Snapshot, bool], Policy]] = {"sb3": _load_sb3, "offline": _load_offline}
+KINDS: dict[str, Callable[[Snapshot, bool, float | None], Policy]] = {"sb3": _load_sb3, "offline": _load_offline}
 
 
-def load_policy(snapshot: Snapshot, deterministic: bool = True) -> Policy:
-    """The snapshot's policy, ready to act."""
-    return KINDS[snapshot.about["kind"]](snapshot, deterministic)
+def load_policy(snapshot: Snapshot, deterministic: bool = True, target_return: float | None = None) -> Policy:
+    """The snapshot's policy, ready to act.
+
+    `target_return`: what a Decision Transformer is to bring, null for a high return of its data; UserError for other policies.
+    """
+    return KINDS[snapshot.about["kind"]](snapshot, deterministic, target_return)

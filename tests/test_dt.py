@@ -165,13 +165,13 @@ def test_bins_are_even_and_their_loss_falls() -> None:
     assert model.to_bin(torch.tensor([-1.0, -0.76, -0.74, 0.0, 0.99, 1.0])).tolist() == [0, 0, 1, 4, 7, 7]
     inputs = some_inputs(4, 6)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    before = float(model.loss(inputs))
+    before = model.loss(inputs).item()
     for _ in range(150):
         optimiser.zero_grad()
         loss = model.loss(inputs)
         loss.backward()
         optimiser.step()
-    assert float(loss) < 0.3 * before
+    assert loss.item() < 0.3 * before
     chosen = model.to_actions(model(inputs))
     assert (chosen - inputs[ACTION]).abs().mean() < 0.2
     assert chosen.shape == inputs[ACTION].shape
@@ -182,7 +182,7 @@ def test_steps_after_the_end_do_not_count() -> None:
     inputs["valid"][:, 4:] = False
     changed = {**inputs, "target": inputs["target"].clone()}
     changed["target"][:, 4:] = 0.9
-    assert float(model.loss(changed)) == pytest.approx(float(model.loss(inputs)), rel=1e-6)
+    assert model.loss(changed).item() == pytest.approx(model.loss(inputs).item(), rel=1e-6)
 
 
 def test_the_best_tenth_is_kept_and_others_are_held_out(dataset: Dataset) -> None:
@@ -243,6 +243,28 @@ def test_what_was_learned_plays_and_collects(dataset: Dataset, tmp_path: Path, m
     arguments = ("--name", "again", "--model", str(best), "--steps", "400")
     collected = run(script("collect.py", tmp_path, *arguments, "--set", "num_envs=4", "--set", "noise=[0.1]"))
     assert collected.returncode == 0, collected.stderr
+    aimed = run(
+        [sys.executable, "play.py", "--model", str(best), "--episodes", "1", "--target-return", "500", "--goal", "turn_left"]
+    )
+    if "context" in model:
+        assert aimed.returncode == 0, aimed.stderr
+    else:
+        assert (aimed.returncode, "does not see what an episode is to bring" in aimed.stderr) == (2, True)
+    for arguments, words in (
+        (
+            ("play.py", "--model", str(best), "--export-sb3", str(tmp_path / "a.zip")),
+            "has no Stable-Baselines3 model to export",
+        ),
+        (("play.py", "--model", str(best), "--stochastic"), "its actions have no noise to sample"),
+        (
+            ("train.py", "--name", "x", "--workspace", str(tmp_path), "--set", f"init_from={best}"),
+            "train_dt.py goes on with it",
+        ),
+    ):
+        refused = run([sys.executable, *arguments])
+        assert refused.returncode == 2
+        assert words in refused.stderr
+        assert refused.stderr.count("\n") == 1
     lineage = run([sys.executable, str(ROOT / "report.py"), "lineage", str(tmp_path / "again")])
     assert "train_dt.py" in lineage.stdout
     assert str(dataset.folder) in lineage.stdout
