@@ -24,9 +24,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from flexrl import dataset_report, ledger, lineage, plots, render, runs
+from flexrl import ledger, lineage, plots, runs
 from flexrl.config import UserError
-from flexrl.dataset import Dataset, open_dataset
 from flexrl.ledger import RunSummary
 from flexrl.lineage import Ancestor
 from flexrl.words import duration, rounded, short
@@ -44,7 +43,7 @@ def main() -> None:
     elif arguments.verb == "curves":
         draw_curves(arguments)
     elif arguments.verb == "dataset":
-        tell_dataset(open_dataset(ledger.find(arguments.path, arguments.workspace)), arguments)
+        tell_dataset(ledger.find(arguments.path, arguments.workspace), arguments)
     else:
         root = lineage.trace(ledger.find(arguments.path, arguments.workspace))
         print(to_json(asdict(root))) if arguments.json else print_tree(root)
@@ -101,8 +100,13 @@ def print_table(rows: Sequence[RunSummary]) -> None:
             console.print(Text(f"{row.name}: {row.how}", COLOURS[row.state]))
 
 
-def tell_dataset(dataset: Dataset, arguments: argparse.Namespace) -> None:
+def tell_dataset(folder: Path, arguments: argparse.Namespace) -> None:
     """A line a skill and policy, size and memory; histograms and a contact sheet as pictures. Every byte is compared first."""
+    # imported here because the tables of runs need neither Arrow nor MuJoCo, which take a second
+    from flexrl import dataset_report, render
+    from flexrl.dataset import open_dataset
+
+    dataset = open_dataset(folder)
     dataset.verify()
     info, groups = dataset.info, dataset_report.groups_of(dataset)
     size = sum(path.stat().st_size for path in dataset.folder.glob("*.arrow"))
@@ -135,13 +139,13 @@ def tell_dataset(dataset: Dataset, arguments: argparse.Namespace) -> None:
         )
     if arguments.no_pictures:
         return
-    folder = arguments.out or dataset.folder
-    dataset_report.draw_histograms(dataset, folder / "returns.png")
-    print(f"wrote {folder / 'returns.png'}", file=sys.stderr)
+    out = arguments.out or folder
+    dataset_report.draw_histograms(dataset, out / "returns.png")
+    print(f"wrote {out / 'returns.png'}", file=sys.stderr)
     if info.state_size:
         try:
-            dataset_report.draw_episodes(dataset, folder / "episodes.png")
-            print(f"wrote {folder / 'episodes.png'}", file=sys.stderr)
+            dataset_report.draw_episodes(dataset, out / "episodes.png")
+            print(f"wrote {out / 'episodes.png'}", file=sys.stderr)
         except render.RenderError as error:
             print(f"no frames: {error}", file=sys.stderr)
 

@@ -665,7 +665,7 @@ def test_of_many_attempts_the_first_and_the_last_are_told(in_tmp, monkeypatch, c
         (["curves", "walk", "--out", "no/c.png"], "--out no/c.png: there is no folder no to write it to"),
         (["runs", "--workspace", "none"], "none: no such folder"),
         (["lineage", "walk", "--workspace", "none"], "walk: no such run or folder; none has no runs"),
-        (["table"], "argument runs|curves|lineage: invalid choice: 'table'"),
+        (["table"], "argument runs|curves|dataset|lineage: invalid choice: 'table'"),
         ([], "the following arguments are required"),
     ],
 )
