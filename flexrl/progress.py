@@ -58,7 +58,9 @@ class Progress:
             if key in metrics:
                 parts.append(f"{name} {metrics[key]:,.2f}" if name == "m/s" else f"{name} {metrics[key]:,.0f}")
         if "eval/return" in metrics:
-            self._note = f"eval {metrics['eval/return']:,.0f} (best {best:,.0f})"
+            score = f" (best {best:,.0f})" if self._unit == "steps" else ""
+            score = f", success {metrics['eval/success']:.0%}" if not score and "eval/success" in metrics else score
+            self._note = f"eval {metrics['eval/return']:,.0f}{score}"
         parts += [self._note] if self._note else []
         text, steps = "  ".join(parts), _steps(num_steps, self._total)
         self._bar.update(self._task, completed=num_steps, text=text, steps=steps)
