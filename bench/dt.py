@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,39 +25,21 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from flexrl.collection import CollectSettings, describe, make_crew, open_models, world_of
-from flexrl.collector import Collector
-from flexrl.dataset import Dataset, columns_of, open_dataset
-from flexrl.dataset_writer import DatasetWriter
+from flexrl.dataset import Dataset, open_dataset
 from flexrl.dt import BODY, GOAL, RETURN, Context, DecisionTransformer
 from flexrl.offline import DTSettings, Numbers, OfflineLearner, make_model
 from flexrl.windows import WindowSampler
-from flexrl.worlds import make_world
 
 ROOT = Path(__file__).resolve().parent.parent
 K, BATCH, WIDTH, LAYERS, HEADS, DROPOUT = 20, 64, 128, 3, 1, 0.1
 
 
-def some_dataset(folder: Path) -> Dataset:
+def some_dataset(workspace: Path) -> Dataset:
     """A quarter of a million steps of the shipped walk."""
-    model = ROOT / "examples" / "pretrained" / "humanoid_walk"
-    settings = CollectSettings.model_validate({"models": [{"path": str(model)}], "num_steps": 256_000})
-    parents = open_models(settings)
-    world_settings = world_of(settings, parents)
-    world = make_world(world_settings, 0)
-    info = describe(settings, world_settings, world, parents)
-    writer = DatasetWriter(folder, info, settings.shard_steps)
-    collector = Collector(world, make_crew(settings, parents, world), columns_of(info), [0.1], 0)
-    collector.begin()
-    while collector.num_steps < settings.num_steps:
-        for episode in collector.step():
-            writer.add(episode.steps, episode.row)
-        if writer.is_full:
-            writer.flush()
-    for episode in collector.cut():
-        writer.add(episode.steps, episode.row)
-    writer.finish()
-    return open_dataset(folder)
+    command = [sys.executable, "collect.py", "--name", "walk", "--workspace", str(workspace), "--steps", "256_000"]
+    command += ["--model", "examples/pretrained/humanoid_walk", "--set", "noise=[0.1]"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return open_dataset(workspace / "walk")
 
 
 def our_learner(dataset: Dataset) -> OfflineLearner:
