@@ -62,6 +62,9 @@ def read_arguments() -> argparse.Namespace:
         default="auto",
         help="the return that a Decision Transformer is asked for: a number, or auto (a high one of its data)",
     )
+    parser.add_argument(
+        "--prompt", help="the parts of its goal that a Decision Transformer is shown, such as words,command (default: all)"
+    )
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     parser.add_argument(
@@ -96,6 +99,8 @@ def main() -> None:
     if arguments.task not in (None, getattr(settings.world, "task", None)) and snapshot and settings.world.goal:
         raise UserError("--task: a policy that sees its goal is played at its own tasks; leave --task away")
     world_settings = evaluation_settings(settings.world, arguments.episodes, arguments.physics, arguments.task)
+    if snapshot and snapshot.about["kind"] == "offline":
+        check_seen(world_settings, arguments.skill, arguments.model)
     world = make_world(choose_skill(check_task(world_settings), arguments.skill), arguments.seed)
     with contextlib.closing(world):
         policy = make_policy(snapshot, arguments, world)
@@ -137,6 +142,13 @@ def check_task(settings: Any) -> Any:
     return settings
 
 
+def check_seen(settings: Any, skill: str | None, model: str) -> None:
+    """UserError if the data that a policy learned from never showed that skill."""
+    if isinstance(settings, MotorSettings) and settings.skills.get(skill, 1.0) == 0:  # type: ignore[call-overload]
+        shown = ", ".join(name for name, weight in settings.skills.items() if weight > 0)
+        raise UserError(f"--goal {skill}: the data of {model} never showed it; it showed {shown}")
+
+
 def choose_skill(settings: Any, skill: str | None) -> Any:
     """The settings with episodes of that skill only; UserError if there is none of that name."""
     if skill is None:
@@ -152,7 +164,8 @@ def choose_skill(settings: Any, skill: str | None) -> Any:
 def make_policy(snapshot: Snapshot | None, arguments: argparse.Namespace, world: Any) -> Policy:
     """The snapshot's policy, or random or zero actions."""
     if snapshot is not None:
-        return load_policy(snapshot, not arguments.stochastic, read_target(arguments.target_return))
+        prompt = None if arguments.prompt is None else [part.strip() for part in arguments.prompt.split(",")]
+        return load_policy(snapshot, not arguments.stochastic, read_target(arguments.target_return), prompt)
     if arguments.model == "random":
         return RandomPolicy(world.action_space, arguments.seed)
     return ZeroPolicy(world.action_space)

@@ -41,8 +41,9 @@ class Assignments:
         self.sampler = SkillSampler(settings.sampling, {name: weight for name, (_, weight) in resolved.items()})
         self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
         self.loose = np.array([isinstance(task.reset, FallenPoses) for task in self.tasks])  # begins lying, (num_tasks,)
-        self.phrases = [phrase for task in self.tasks for phrase in task.words]
-        self._first_phrase = np.cumsum([0, *(len(task.words) for task in self.tasks)])  # of each task, and the end
+        families = [getattr(task.words, settings.phrasings) for task in self.tasks]
+        self.phrases = [(skill, phrase) for skill, family in zip(self.skills, families, strict=True) for phrase in family]
+        self._first_phrase = np.cumsum([0, *map(len, families)])  # of each task, and the end
         self._words = "embedding" in settings.goal
         self._next_shares = np.where(self.loose, LOOSE_SHARE, 1.0)
         self._switch = settings.switch

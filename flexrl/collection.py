@@ -233,7 +233,7 @@ def describe(settings: CollectSettings, world_settings: World, world: Any, paren
         action_high=tuple(map(float, np.ravel(high))),
         state_size=batch.physics.resumable.shape[1] if batch else 0,
         skills=tuple(batch.skills) if batch else (),
-        phrases=tuple(PhraseInfo(skill=t.name, words=w) for t in batch.tasks for w in t.words) if batch else (),
+        phrases=tuple(PhraseInfo(skill=skill, words=words) for skill, words in batch.asked.phrases) if batch else (),
         policies=tuple(
             PolicyInfo(
                 path=model.path,

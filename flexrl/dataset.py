@@ -208,6 +208,12 @@ class Dataset:
         """Of the files of steps."""
         return schema_of(columns_of(self.info))
 
+    @cached_property
+    def skills_seen(self) -> list[int]:
+        """The skills that any step is of, in order."""
+        shards = np.unique(self.episodes.shard).tolist()
+        return sorted(set().union(*(np.unique(self.shard(shard)["skill"]).tolist() for shard in shards)) - {-1})
+
     def episode(self, index: int, names: Sequence[str] | None = None) -> dict[str, Array]:
         """The columns (length, ...) of an episode, views of the files; `terminated` and `truncated` included."""
         table = self.episodes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,24 @@ class Sizes:
         return (*([RETURN] if self.has_return else []), *([GOAL] if self.goal else []), BODY, ACTION)
 
 
+class Dropout(nn.Module):
+    """nn.Dropout, five times as fast on a CPU: four entries share one 64-bit draw, the share is `p` to 1 in 65,536."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p, self._dropped = p, round(p * 2**16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Entries are zero with chance p, the others larger by as much, while training."""
+        if not self.training or self._dropped == 0:
+            return x
+        if x.device.type != "cpu":
+            return functional.dropout(x, self.p)
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= self._dropped - 2**15
+        return x * kept.to(x.dtype).mul_(1 / (1 - self._dropped / 2**16))
+
+
 class Block(nn.Module):
     """Attention and a two-layer network, each after a layer norm and round a shortcut (GPT-2's order)."""
 
@@ -52,22 +70,40 @@ class Block(nn.Module):
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.to_qkv, self.to_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop = nn.Dropout(sizes.dropout)
+        self.drop = Dropout(sizes.dropout)
 
-    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
-        """(batch, tokens, width) -> the same; with a cache, tokens that follow those in it."""
-        batch, tokens, width = x.shape
-        q, k, v = (
-            part.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
-            for part in self.to_qkv(self.norm_1(x)).split(width, dim=2)
-        )
-        if cache is None:
-            dropout = self.dropout if self.training else 0.0
-            seen = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        else:
-            k, v = cache.append(layer, k, v)
-            seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask(tokens))
-        x = x + self.drop(self.to_out(seen.transpose(1, 2).reshape(batch, tokens, width)))
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) -> the same."""
+        q, k, v = (self._heads(part) for part in self.to_qkv(self.norm_1(x)).chunk(3, dim=2))
+        return self._rest(x, functional.scaled_dot_product_attention(q, k, v, dropout_p=self._dropout, is_causal=True))
+
+    def forward_some(self, x: Tensor, first: int, every: int) -> Tensor:
+        """What becomes of the tokens first, first + every, ... alone: for the last block, whose others nobody asks for."""
+        normed, width = self.norm_1(x), x.shape[2]
+        weight, bias = self.to_qkv.weight, self.to_qkv.bias
+        asking = slice(first, None, every)
+        q = self._heads(functional.linear(normed[:, asking], weight[:width], bias[:width]))
+        k, v = (self._heads(part) for part in functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=2))
+        places = torch.arange(x.shape[1], device=x.device)
+        mask = places <= places[asking, None]
+        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self._dropout)
+        return self._rest(x[:, asking], seen)
+
+    def extend(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
+        """Tokens (batch, tokens, width) that follow those in the cache -> the same."""
+        q, k, v = (self._heads(part) for part in self.to_qkv(self.norm_1(x)).chunk(3, dim=2))
+        k, v = cache.append(layer, k, v)
+        return self._rest(x, functional.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask(x.shape[1])))
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def _rest(self, x: Tensor, seen: Tensor) -> Tensor:
+        x = x + self.drop(self.to_out(seen.transpose(1, 2).flatten(2)))
         return x + self.drop(self.down(functional.gelu(self.up(self.norm_2(x)), approximate="tanh")))
 
 
@@ -113,7 +149,7 @@ class DecisionTransformer(nn.Module):
         self.from_body, self.from_action = nn.Linear(sizes.body, width), nn.Linear(sizes.action, width)
         self.time = nn.Embedding(sizes.max_time, width)
         self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.drop = nn.Dropout(sizes.dropout)
+        self.drop = Dropout(sizes.dropout)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
         self.to_action = nn.Linear(width, sizes.action * max(sizes.bins, 1))
         self.apply(self._init)
@@ -159,9 +195,10 @@ class DecisionTransformer(nn.Module):
         """What the model makes of each step's body token: actions (batch, steps, size), or logits (..., size, bins)."""
         tokens = self.sizes.tokens
         x = self.embed(inputs, tokens)
-        for block in self.blocks:
+        blocks = cast(list[Block], list(self.blocks))
+        for block in blocks[:-1]:
             x = block(x)
-        return self._head(x[:, tokens.index(BODY) :: len(tokens)])
+        return self._head(blocks[-1].forward_some(x, tokens.index(BODY), len(tokens)))
 
     def _head(self, x: Tensor) -> Tensor:
         answer = self.to_action(self.norm_out(x))
@@ -188,8 +225,8 @@ class DecisionTransformer(nn.Module):
 
     def extend(self, x: Tensor, cache: Cache) -> Tensor:
         """New tokens (batch, tokens, width) after those in the cache, which takes them in; what becomes of them."""
-        for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
+        for layer, block in enumerate(cast(list[Block], list(self.blocks))):
+            x = block.extend(x, cache, layer)
         cache.used += x.shape[1]
         return x
 

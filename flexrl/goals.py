@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from flexrl.observations import Block, Mirror, signs
-from flexrl.text_encoders import ENCODERS, NUM_FEATURES, in_a_mirror
+from flexrl.text_encoders import embed, find_encoder, in_a_mirror
 
 PLACE_SEEN = 0.5  # m
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How the goals of a world are called."""
+    """How the goals of a world are called, and by whose vectors they are seen."""
 
     skills: Sequence[str]  # in the order of State.skill
     phrases: Sequence[str]  # in the order of State.phrase
-    encoder: str = "hashed_ngrams"  # one of text_encoders.ENCODERS
+    encoder: str  # as text_encoders.find_encoder knows it
 
 
 def one_hot(wording: Wording) -> Block:
@@ -43,9 +43,9 @@ def place(wording: Wording) -> Block:
 
 def embedding(wording: Wording) -> Block:
     """The present phrase's vector and that of its mirror image ("turn left": "turn right"), which a mirror exchanges."""
-    encode = ENCODERS[wording.encoder]
-    rows = np.array([np.concatenate([encode(phrase), encode(in_a_mirror(phrase))]) for phrase in wording.phrases])
-    mirror = Mirror(np.roll(np.arange(2 * NUM_FEATURES), NUM_FEATURES), np.ones(2 * NUM_FEATURES, np.float32))
+    encoder = find_encoder(wording.encoder)
+    rows, size = embed(wording.phrases, encoder), encoder.size
+    mirror = Mirror(np.roll(np.arange(2 * size), size), np.ones(2 * size, np.float32))
     return Block("embedding", lambda state: rows[state.phrase], mirror)
 
 

@@ -87,7 +87,7 @@ class MotorBatch:
             self._control = np.full(model.nu, SERVO_REACH), np.array([STANDING.get(name, 0.0) for name in names])
         limits = (low, high) if settings.action == "v5" else (-np.ones(model.nu), np.ones(model.nu))
         self.action_space = spaces.Box(limits[0].astype(np.float32), limits[1].astype(np.float32), dtype=np.float32)
-        wording = Wording(self.skills, self.asked.phrases, settings.encoder)
+        wording = Wording(self.skills, [words for _, words in self.asked.phrases], settings.encoder)
         goal = [GOALS[name](wording) for name in settings.goal]
         self.observation: Observation = make_observation(settings.observation, self.physics, goal)
         self.has_mirror = self.physics.body.free and settings.observation != "v5"

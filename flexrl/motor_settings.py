@@ -63,8 +63,11 @@ class MotorSettings(Settings):
     # what of the goal the policy sees: any of one_hot (the skill), command (speeds and yaw rate), place (where the command
     # would have brought it), embedding (its words); none: it has to guess
     goal: list[Literal["one_hot", "command", "place", "embedding"]] = []
-    # who makes vectors of the goals' words for `embedding`; hashed_ngrams: from pieces of words, without weights
-    encoder: Literal["hashed_ngrams"] = "hashed_ngrams"
+    # who makes vectors of the goals' words for `embedding`; hashed_ngrams: from pieces of words, without weights;
+    # transformer:FOLDER: a Hugging Face encoder in a folder of this machine
+    encoder: str = Field("hashed_ngrams", pattern=r"^(hashed_ngrams|transformer:.+)$")
+    # which words: those to learn from, or others for the same skills, to see whether they are understood
+    phrasings: Literal["train", "held_out"] = "train"
     # s between changes of the skill within an episode of a mixed world, [shortest, longest]; null: never
     switch: Range | None = None
     # tasks become harder as they succeed (commands, help in getting up); null: at full difficulty from the start
@@ -112,6 +115,8 @@ def _resolve(settings: MotorSettings, name: str) -> Task:
         where = "world.task" if settings.task != "mixed" else "world.skills"
         raise ValueError(f"{where}: {error.args[0]}") from None
     overrides = settings.tasks.get(name)  # type: ignore[call-overload]
+    if not getattr(task.words, settings.phrasings):
+        raise ValueError(f"world.phrasings: task {name} has no {settings.phrasings} words; write train")
     if overrides is None:
         return task
     terms = {term.__name__: term for term in task.rewards}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from flexrl.randomness import pack_generator, random_state, set_random_state, un
 from flexrl.windows import Windows, WindowSampler, goal_sizes
 
 GoalPart = Literal["skill", "command", "place", "words"]
+Part = Literal[GoalPart, "return"]  # of what a transformer is prompted with
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DTSettings(Settings):
@@ -122,6 +124,14 @@ class Numbers:
         return cls(arrays["mean"], arrays["std"], arrays["low"], arrays["high"], scale)
 
 
+def prompt_parts(model: Any, goal: Sequence[GoalPart]) -> list[Part]:
+    """What a model can be prompted with or without; nothing for one that is always shown all."""
+    if not isinstance(model, DTSettings):
+        return []
+    parts: list[Part] = list(goal)
+    return [*parts, "return"] if model.returns else parts
+
+
 def make_model(settings: Any, sampler: WindowSampler) -> DecisionTransformer | Cloner:
     """The model that the settings name, of the sampler's sizes."""
     if isinstance(settings, CloningSettings):
@@ -164,7 +174,7 @@ class OfflineLearner:
         warmup: int,
         weight_decay: float,
         max_grad_norm: float,
-        hide: float,
+        hide: Sequence[float],
         precision: str,
         compiled: bool,
         device: torch.device,
@@ -174,7 +184,7 @@ class OfflineLearner:
         self.num_updates, self.device = 0, device
         self._batch_size, self._accumulate, self._warmup = batch_size, accumulate, warmup
         self._rate, self._total = FloatSchedule(learning_rate), num_updates
-        self._max_grad_norm, self._hide = max_grad_norm, hide
+        self._max_grad_norm, self._hide = max_grad_norm, np.array(hide)
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 3])))
         self._optimiser = torch.optim.AdamW(model.parameters(), lr=self._rate(1.0), weight_decay=weight_decay, fused=True)
         self._half = precision == "bfloat16"
@@ -205,8 +215,8 @@ class OfflineLearner:
         for _ in range(self._accumulate):
             start = time.perf_counter()
             inputs = self.to_inputs(self.sampler.draw(self._batch_size, self._rng))
-            if self._hide > 0 and isinstance(self.model, DecisionTransformer):
-                inputs["given"] = self._hidden(inputs)
+            if self._hide.any():
+                inputs["given"] = self._hidden(len(inputs["time"]))
             waited += time.perf_counter() - start
             with self._autocast():
                 loss = self._loss(inputs) / self._accumulate
@@ -232,10 +242,9 @@ class OfflineLearner:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._half else contextlib.nullcontext()
 
-    def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _hidden(self, count: int) -> Tensor:
         """Which parts of the goal, and last the return, each window shows; at least one of them, where there are any."""
-        assert isinstance(self.model, DecisionTransformer)
-        count, parts = len(inputs["time"]), len(self.model.sizes.goal) + 1
+        parts = len(self._hide)
         given = self._rng.random((count, parts)) >= self._hide
         if parts > 1:
             none = ~given[:, :-1].any(axis=1)

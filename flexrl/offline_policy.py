@@ -45,6 +45,7 @@ class TransformerPolicy:
     """A Decision Transformer over the last steps of each simulation.
 
     `targets`: the return that an episode is to bring, by the index of its first skill (the last entry: where there is none).
+    `shown`: which parts of the goal it is shown, and last whether the return; null: all.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class TransformerPolicy:
         body: NDArray[np.intp],
         goal: NDArray[np.intp],
         targets: Sequence[float],
+        shown: Sequence[bool] | None = None,
     ) -> None:
+        self._shown = None if shown is None or all(shown) else np.array(shown)
         self._model, self._numbers, self._body, self._goal = model.eval(), numbers, body, goal
         self._device = next(model.parameters()).device
         self._targets = np.asarray(targets, np.float32)
@@ -90,6 +93,8 @@ class TransformerPolicy:
             RETURN: self._to_go / np.float32(self._numbers.return_scale),
             "time": self._time,
         }
+        if self._shown is not None:
+            arrays["given"] = np.tile(self._shown, (len(obs), 1))
         answer = self._context.act({name: self._tensor(array)[:, None] for name, array in arrays.items()})
         action = self._numbers.from_model(answer.cpu().numpy())
         self._context.took(self._tensor(self._numbers.to_model(action)))

@@ -19,7 +19,7 @@ from flexrl.config import Settings, UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.evaluation import run_episodes, summarise
 from flexrl.learner_settings import Schedule
-from flexrl.motor_settings import MotorSettings
+from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.offline import (
     CloningSettings,
     DTSettings,
@@ -27,8 +27,11 @@ from flexrl.offline import (
     ModelSettings,
     Numbers,
     OfflineLearner,
+    Part,
+    Share,
     describe_model,
     make_model,
+    prompt_parts,
 )
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
 from flexrl.policies import Policy, open_snapshot
@@ -69,8 +72,9 @@ class TrainDTSettings(Settings):
     target: Literal["action", "intended"] = "intended"
     # what the model sees of the goal: any of skill, command (speeds and yaw rate), place, words
     goal: list[GoalPart] = []
-    # share of the windows that a part of the goal, or the return, is hidden in, so that a prompt may leave it out
-    hide: float = Field(0.0, ge=0, lt=1)
+    # share of the windows that each part of the goal, and the return, is hidden in, so that a prompt may leave it out: one
+    # for all, or by part: {skill: 0.5, return: 0.1}
+    hide: Share | dict[Part, Share] = 0.0
     # a snapshot of train_dt.py to begin with; null: none
     init_from: str | None = None
     num_updates: int = Field(20_000, ge=1, le=10**9)
@@ -113,9 +117,21 @@ class TrainDTSettings(Settings):
             raise ValueError("goal: bc sees none; write [], or model: {kind: gcbc}")
         if isinstance(self.model, DTSettings) and self.model.width % self.model.heads:
             raise ValueError("model.width: expected a multiple of model.heads")
-        if self.hide and not (isinstance(self.model, DTSettings) and (self.goal or self.model.returns)):
+        parts = prompt_parts(self.model, self.goal)
+        if self.hide and not parts:
             raise ValueError("hide: only a dt with a goal or a return has something to hide; write 0")
+        for part in self.hide if isinstance(self.hide, dict) else ():
+            if part not in parts:
+                raise ValueError(f"hide: there is no {part} to hide; there is {', '.join(parts)}")
         return self
+
+
+def hidden_shares(settings: TrainDTSettings) -> list[float]:
+    """How often each part of the goal is hidden, and last the return; empty for a model that shows all it has."""
+    if not isinstance(settings.model, DTSettings):
+        return []
+    parts: list[Part] = [*settings.goal, "return"]
+    return [settings.hide.get(part, 0.0) if isinstance(settings.hide, dict) else settings.hide for part in parts]
 
 
 def open_all(settings: TrainDTSettings) -> list[Dataset]:
@@ -164,7 +180,7 @@ def make_learner(settings: TrainDTSettings, datasets: list[Dataset]) -> tuple[Of
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        hide=settings.hide,
+        hide=hidden_shares(settings),
         precision=settings.precision,
         compiled=settings.compile,
         device=torch.device(device),
@@ -227,11 +243,16 @@ def out_of_patience(settings: TrainDTSettings, best: dict[str, float]) -> bool:
 
 
 def world_of(settings: TrainDTSettings, learner: OfflineLearner) -> MotorSettings | GymnasiumSettings:
-    """The dataset's world, in which a policy sees just what this model was shown."""
-    world = learner.sampler.info.world
-    if world["kind"] == "gymnasium":
-        return GymnasiumSettings.model_validate(world)
-    return MotorSettings.model_validate({**world, "goal": [GOAL_BLOCKS[part] for part in settings.goal]})
+    """The dataset's world, in which a policy sees just what this model was shown; skills that it never saw have no weight."""
+    info = learner.sampler.info
+    if info.world["kind"] == "gymnasium":
+        return GymnasiumSettings.model_validate(info.world)
+    world = MotorSettings.model_validate({**info.world, "goal": [GOAL_BLOCKS[part] for part in settings.goal]})
+    if world.task != "mixed":
+        return world
+    seen = {info.skills[skill] for dataset in learner.sampler.datasets for skill in dataset.skills_seen}
+    skills = {name: (weight or 1.0) * (name in seen) for name, (_, weight) in resolve_tasks(world).items()}
+    return MotorSettings.model_validate(world.model_dump() | {"skills": skills})
 
 
 def snapshot_files(settings: TrainDTSettings, learner: OfflineLearner, scores: dict[str, float]) -> dict[str, bytes]:

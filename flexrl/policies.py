@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,17 @@ from flexrl.dt import DecisionTransformer, Sizes
 from flexrl.learner_settings import SETTINGS, LearnerSettings
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
-from flexrl.offline import Cloner, CloningSettings, DTSettings, ModelSettings, Numbers
+from flexrl.offline import (
+    Cloner,
+    CloningSettings,
+    DTSettings,
+    GoalPart,
+    ModelSettings,
+    Numbers,
+    Part,
+    Share,
+    prompt_parts,
+)
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
 from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise, read_space
@@ -223,10 +233,21 @@ def _in_process(world: MotorSettings | GymnasiumSettings) -> dict[str, Any]:
     return {"subprocesses": False} if isinstance(world, GymnasiumSettings) else {}
 
 
-def _load_sb3(snapshot: Snapshot, deterministic: bool, target_return: float | None) -> Policy:
-    if target_return is not None:
+@dataclass(frozen=True)
+class Playing:
+    """How a policy is to be played; see load_policy."""
+
+    deterministic: bool
+    target_return: float | None
+    prompt: Sequence[str] | None
+
+
+def _load_sb3(snapshot: Snapshot, how: Playing) -> Policy:
+    if how.target_return is not None:
         raise _no_target(snapshot)
-    return policy_of(restore_learner(snapshot), deterministic)
+    if how.prompt is not None:
+        raise _no_prompt(snapshot, "no prompt")
+    return policy_of(restore_learner(snapshot), how.deterministic)
 
 
 def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
@@ -250,9 +271,14 @@ def _no_target(snapshot: Snapshot) -> UserError:
     return UserError(f"--target-return: {snapshot.folder} does not see what an episode is to bring; leave it away")
 
 
-def _load_offline(snapshot: Snapshot, deterministic: bool, target_return: float | None) -> Policy:
+def _no_prompt(snapshot: Snapshot, what: str) -> UserError:
+    return UserError(f"--prompt: {snapshot.folder} has {what}; leave --prompt away")
+
+
+def _load_offline(snapshot: Snapshot, how: Playing) -> Policy:
     """A model that learned from a dataset; it has no noise of its own."""
-    if not deterministic:
+    target_return = how.target_return
+    if not how.deterministic:
         raise UserError(f"{snapshot.folder}: learned from a dataset, and its actions have no noise to sample; leave that away")
     settings = config.load(OfflineSettings, snapshot.folder / "settings.yaml")
     about = snapshot.about
@@ -262,6 +288,8 @@ def _load_offline(snapshot: Snapshot, deterministic: bool, target_return: float 
     state = {name: torch.from_numpy(array) for name, array in weights.items()}
     if target_return is not None and not (isinstance(settings.model, DTSettings) and settings.model.returns):
         raise _no_target(snapshot)
+    if how.prompt is not None and not isinstance(settings.model, DTSettings):
+        raise _no_prompt(snapshot, "a model that is always shown all that it knows")
     if isinstance(settings.model, CloningSettings):
         cloner = Cloner(len(body), len(goal) if settings.model.kind == "gcbc" else 0, len(numbers.low), settings.model)
         cloner.load_state_dict(state)
@@ -270,7 +298,7 @@ def _load_offline(snapshot: Snapshot, deterministic: bool, target_return: float 
     model = DecisionTransformer(Sizes(**{**sizes, "goal": tuple(sizes["goal"])}))
     model.load_state_dict(state)
     targets = about["targets"] if target_return is None else [target_return] * len(about["targets"])
-    return TransformerPolicy(model, numbers, body, goal, targets)
+    return TransformerPolicy(model, numbers, body, goal, targets, shown_parts(settings, how.prompt))
 
 
 class OfflineSettings(Settings):
@@ -279,15 +307,41 @@ class OfflineSettings(Settings):
     model_config = ConfigDict(extra="ignore")
 
     model: ModelSettings = DTSettings()
+    goal: list[GoalPart] = []
+    hide: Share | dict[Part, Share] = 0.0
+
+
+def shown_parts(settings: OfflineSettings, prompt: Sequence[str] | None) -> list[bool] | None:
+    """Which parts of its goal a transformer is shown, and last whether the return; UserError for what it never learned."""
+    if prompt is None:
+        return None
+    parts: list[Part] = [*settings.goal, "return"]
+    known = prompt_parts(settings.model, settings.goal)
+    for part in prompt:
+        if part not in known:
+            raise UserError(f"--prompt: it never saw {part!r}; it knows {', '.join(known) or 'nothing to choose from'}")
+    for part in known:
+        hidden = settings.hide.get(part, 0.0) if isinstance(settings.hide, dict) else settings.hide
+        if part not in prompt and not hidden:
+            raise UserError(f"--prompt: it was never without {part}; name it too, or train it with hide: {{{part}: 0.3}}")
+    if settings.goal and not set(prompt) & set(settings.goal):
+        raise UserError(f"--prompt: name one part of the goal at least, of {', '.join(settings.goal)}")
+    return [part in prompt or part not in known for part in parts]
 
 
 # What a snapshot's "kind" may be, and who makes a policy of it.
-KINDS: dict[str, Callable[[Snapshot, bool, float | None], Policy]] = {"sb3": _load_sb3, "offline": _load_offline}
+KINDS: dict[str, Callable[[Snapshot, Playing], Policy]] = {"sb3": _load_sb3, "offline": _load_offline}
 
 
-def load_policy(snapshot: Snapshot, deterministic: bool = True, target_return: float | None = None) -> Policy:
+def load_policy(
+    snapshot: Snapshot,
+    deterministic: bool = True,
+    target_return: float | None = None,
+    prompt: Sequence[str] | None = None,
+) -> Policy:
     """The snapshot's policy, ready to act.
 
-    `target_return`: what a Decision Transformer is to bring, null for a high return of its data; UserError for other policies.
+    `target_return`: what a Decision Transformer is to bring, null for a high return of its data; `prompt`: the parts of its
+    goal (and "return") that it is shown, null for all. UserError for policies that see no such thing.
     """
-    return KINDS[snapshot.about["kind"]](snapshot, deterministic, target_return)
+    return KINDS[snapshot.about["kind"]](snapshot, Playing(deterministic, target_return, prompt))

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from flexrl import phrasings
 from flexrl import rewards as r
 from flexrl.body_state import State
 from flexrl.measures import Measures
+from flexrl.phrasings import Family
 from flexrl.physics import Array
 from flexrl.resets import FallenPoses, Noise, Reset
 
@@ -79,7 +81,7 @@ class Task:
 
     name: str
     body: str
-    words: tuple[str, ...]
+    words: Family
     rewards: Mapping[r.Term, float]  # term: weight; logged as reward/<task>/<term>
     reset: Reset
     fallen: Callable[[State], NDArray[np.bool_]]
@@ -179,7 +181,7 @@ RUNNING: dict[r.Term, float] = {
 ON_TWO_FEET = Task(
     name="",
     body="humanoid",
-    words=(),
+    words=phrasings.NONE,
     rewards=LOCOMOTION,
     gait_frequency=1.25,
     posture=HANGING_ARMS,
@@ -189,7 +191,7 @@ ON_TWO_FEET = Task(
 ON_ITS_FEET = Task(
     name="",
     body="half_cheetah",
-    words=(),
+    words=phrasings.NONE,
     rewards=RUNNING,
     reset=Noise(0.1, normal_velocity=True),
     fallen=r.upside_down,
@@ -200,7 +202,7 @@ TASKS = [
     Task(
         name="v5",
         body="humanoid",
-        words=("run forward", "run as fast as you can"),
+        words=phrasings.RUN_FORWARD,
         rewards={r.speed_in_x: 1.25, r.healthy: 5.0, r.squared_control: -0.1, r.contact_cost: -1.0},
         reset=Noise(0.01),
         fallen=r.unhealthy,
@@ -209,7 +211,7 @@ TASKS = [
     Task(
         name="v5",
         body="half_cheetah",
-        words=("run forward", "run as fast as you can"),
+        words=phrasings.RUN_FORWARD,
         rewards={r.speed_in_x: 1.0, r.squared_action: -0.1},
         reset=Noise(0.1, normal_velocity=True),
         fallen=r.never,
@@ -217,7 +219,7 @@ TASKS = [
     replace(
         ON_TWO_FEET,
         name="walk_forward",
-        words=("walk forward", "go straight ahead"),
+        words=phrasings.WALK_FORWARD,
         command=Command(speed=(1.5, 1.5)),
         success=walks_at_speed,
         rewards={
@@ -239,7 +241,7 @@ TASKS = [
     replace(
         ON_TWO_FEET,
         name="run_forward",
-        words=("run forward", "run straight ahead"),
+        words=phrasings.RUN_FORWARD,
         command=Command(speed=(2.5, 2.5)),
         easiest=Command(speed=(1.5, 1.5)),
         gait_frequency=1.5,
@@ -248,7 +250,7 @@ TASKS = [
     Task(
         name="sprint",
         body="humanoid",
-        words=("sprint", "run straight ahead as fast as you can"),
+        words=phrasings.SPRINT,
         command=Command(speed=(2.5, 2.5)),
         gait_frequency=1.5,
         rewards={
@@ -269,28 +271,28 @@ TASKS = [
     replace(
         ON_TWO_FEET,
         name="walk_backward",
-        words=("walk backward", "go straight back"),
+        words=phrasings.WALK_BACKWARD,
         command=Command(speed=(-0.5, -0.5)),
         success=walks_at_speed,
     ),
     replace(
         ON_TWO_FEET,
         name="turn_left",
-        words=("turn left", "turn on the spot to the left"),
+        words=phrasings.TURN_LEFT,
         command=Command(yaw_rate=(0.75, 0.75)),
         success=turns_on_the_spot,
     ),
     replace(
         ON_TWO_FEET,
         name="turn_right",
-        words=("turn right", "turn on the spot to the right"),
+        words=phrasings.TURN_RIGHT,
         command=Command(yaw_rate=(-0.75, -0.75)),
         success=turns_on_the_spot,
     ),
     replace(
         ON_TWO_FEET,
         name="stand_still",
-        words=("stand still", "stop and stay where you are"),
+        words=phrasings.STAND_STILL,
         rewards=STANDING,
         gait_frequency=0.0,
         success=stands_still,
@@ -299,14 +301,14 @@ TASKS = [
     replace(
         ON_TWO_FEET,
         name="follow",
-        words=("follow the command", "go as fast and turn as quickly as you are told"),
+        words=phrasings.FOLLOW,
         command=Command(speed=(-0.5, 1.5), sideways=(-0.3, 0.3), yaw_rate=(-1.0, 1.0), still=0.15, every=(3.0, 8.0)),
         success=follows,
     ),
     Task(
         name="recover",
         body="humanoid",
-        words=("get up", "stand up after a fall"),
+        words=phrasings.RECOVER,
         posture=HANGING_ARMS,
         rewards={
             r.rise: 3.0,
@@ -325,27 +327,27 @@ TASKS = [
     replace(
         ON_ITS_FEET,
         name="run_forward",
-        words=("run forward", "run ahead"),
+        words=phrasings.RUN_FORWARD,
         command=Command(speed=(4.0, 4.0)),
         success=runs,
     ),
     replace(
         ON_ITS_FEET,
         name="run_backward",
-        words=("run backward", "run back"),
+        words=phrasings.RUN_BACKWARD,
         command=Command(speed=(-3.0, -3.0)),
         success=runs,
     ),
     replace(
         ON_ITS_FEET,
         name="stand_still",
-        words=("stand still", "stop and stay where you are"),
+        words=phrasings.STAND_STILL,
         success=stands_still,
     ),
     Task(
         name="recover",
         body="half_cheetah",
-        words=("get up", "turn over on your feet"),
+        words=phrasings.TURN_OVER,
         success=gets_up,
         rewards={
             r.turned_up: 4.0,

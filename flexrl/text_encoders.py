@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flexrl.physics import Array
 
-NUM_FEATURES = 32
+NUM_FEATURES = 128
+TRANSFORMER = "transformer:"
+MAX_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A function of a phrase: its unit vector, (size,)."""
+
+    size: int
+    encode: Callable[[str], Array]
+
+
+def find_encoder(name: str) -> Encoder:
+    """`hashed_ngrams`, or `transformer:FOLDER`; ValueError with a sentence if that folder holds none."""
+    if name.startswith(TRANSFORMER):
+        return _transformer(name.removeprefix(TRANSFORMER))
+    return {"hashed_ngrams": Encoder(NUM_FEATURES, hashed_ngrams)}[name]
 
 
 def hashed_ngrams(phrase: str) -> Array:
@@ -19,7 +40,7 @@ def hashed_ngrams(phrase: str) -> Array:
     multitask learning"); phrases that share words or stems lie close together.
     """
     vector = np.zeros(NUM_FEATURES)
-    for word in phrase.lower().split():
+    for word in phrase.lower().replace(",", " ").split():
         marked = f"<{word}>"
         for piece in {marked, *(marked[i : i + 3] for i in range(len(marked) - 2))}:
             checksum = zlib.crc32(piece.encode())
@@ -27,7 +48,39 @@ def hashed_ngrams(phrase: str) -> Array:
     return vector / max(float(np.linalg.norm(vector)), 1e-9)
 
 
-ENCODERS: dict[str, Callable[[str], Array]] = {"hashed_ngrams": hashed_ngrams}
+@cache
+def _transformer(folder: str) -> Encoder:
+    """The mean of an encoder's last layer over the phrase's tokens, as sentence encoders are trained to be read.
+
+    Everything is read from the folder (safetensors, no code of its own); nothing is fetched.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"world.encoder: {folder} holds no encoder (it has no config.json); write hashed_ngrams")
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError("world.encoder: needs the package transformers; python -m pip install transformers") from None
+    import torch
+
+    try:
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, **options).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"world.encoder: {folder} cannot be read: {' '.join(str(error).split())}") from None
+
+    @torch.no_grad()
+    def encode(phrase: str) -> Array:
+        tokens = tokenizer([phrase], return_tensors="pt", truncation=True, max_length=MAX_TOKENS)
+        mean = model(**tokens).last_hidden_state[0].mean(dim=0)
+        return np.asarray(mean / mean.norm().clamp(min=1e-9), dtype=float)
+
+    return Encoder(int(model.config.hidden_size), encode)
+
+
+def embed(phrases: Sequence[str], encoder: Encoder) -> Array:
+    """The vector of each phrase and of its mirror image ("turn left": "turn right"), (num_phrases, 2 * size)."""
+    return np.array([np.concatenate([encoder.encode(phrase), encoder.encode(in_a_mirror(phrase))]) for phrase in phrases])
 
 
 def in_a_mirror(phrase: str) -> str:

@@ -34,7 +34,7 @@ class Tour:
         if path.suffix.lower() == ".png":
             steps = round(SHOWN / physics.dt)
             # of one that gets up its rise, of the others their end
-            rising = {task.words[0] for task in self.world.batch.tasks if task.name == "recover"}
+            rising = {task.words.name for task in self.world.batch.tasks if task.name == "recover"}
             shown = {words: states[: 2 * steps] if words in rising else states[-steps:] for words, states in self.parts.items()}
             render.contact_sheet(path, physics.model, shown, physics.dt, columns=8, size=(160, 200))
             return
@@ -62,7 +62,7 @@ def _go_through(policy: Policy, world: MotorWorld, skills: list[str], tour: Tour
     for name in skills:
         if name != skills[0]:
             obs = _ask_for(batch, name)
-        words = batch.tasks[batch.asked.skill[0]].words[0]
+        words = batch.tasks[batch.asked.skill[0]].words.name
         tour.parts[words] = [batch.physics.qpos[0].copy()]
         for _ in range(round(SECONDS / batch.physics.dt)):
             batch.asked.max_steps[:] = np.iinfo(np.int64).max  # only a fall ends the episode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexrl.config import UserError
-from flexrl.dataset import Dataset
+from flexrl.dataset import Dataset, DatasetInfo
 from flexrl.goals import PLACE_SEEN
-from flexrl.text_encoders import ENCODERS, NUM_FEATURES, in_a_mirror
+from flexrl.text_encoders import embed, find_encoder
 
 Array = NDArray[Any]
 # What a goal is made of, by the name of the block that shows it in a world's observation.
@@ -36,8 +36,9 @@ class WindowSampler:
     """Draws windows of `length` steps, every step of the selected episodes as likely to be the first.
 
     Of the steps nothing is held but what is drawn; the episodes' returns-to-go are summed as they are needed (zero unless
-    `needs_returns`). `target`: the column that is to be learned, `action` or `intended`.
-    `select` (one mask a dataset, (num_episodes,)) leaves episodes out. UserError where datasets differ or nothing is left.
+    `needs_returns`); words are drawn anew for each window, from its skill's. `target`: the column that is to be learned,
+    `action` or `intended`. `select` (one mask a dataset, (num_episodes,)) leaves episodes out. UserError where datasets
+    differ or nothing is left.
     """
 
     def __init__(
@@ -96,13 +97,16 @@ class WindowSampler:
         step = rng.integers(self.num_steps, size=count)
         row = np.searchsorted(self._ends, step, side="right")
         before = np.where(row > 0, self._ends[row - 1], 0)
-        return self._read(row, step - before)
+        return self._read(row, step - before, rng)
 
     def read(self, episode: int, first: int) -> Windows:
-        """The window of a selected episode (an index into the selection) from step `first` on, (1, length, ...)."""
-        return self._read(np.array([episode]), np.array([first]))
+        """The window of a selected episode (an index into the selection) from step `first` on, (1, length, ...).
 
-    def _read(self, rows: NDArray[np.intp], firsts: NDArray[np.int64]) -> Windows:
+        Its words are the recorded ones.
+        """
+        return self._read(np.array([episode]), np.array([first]), None)
+
+    def _read(self, rows: NDArray[np.intp], firsts: NDArray[np.int64], rng: np.random.Generator | None) -> Windows:
         count, length = len(rows), self.length
         body = np.zeros((count, length, self.body_size), np.float32)
         goal = np.zeros((count, length, self.goal_size), np.float32)
@@ -116,6 +120,7 @@ class WindowSampler:
         index = np.minimum(index, end[:, None] - 1)
         num_parts = len(self.goal)
         file = self._file[rows]
+        luck = None if rng is None or "words" not in self.goal else rng.random((count, len(self.info.skills)))
         for number in np.unique(file):
             mine = np.flatnonzero(file == number)
             which, shard = self._files[number]
@@ -123,7 +128,8 @@ class WindowSampler:
             taken, kept = index[mine], valid[mine][..., None]
             observation = columns["observation"][taken]
             body[mine] = observation[..., self._body_columns] * kept
-            parts = [read(columns, taken, observation) for read in self._readers[which * num_parts : (which + 1) * num_parts]]
+            steps = GoalSteps(columns, taken, observation, None if luck is None else luck[mine])
+            parts = [read(steps) for read in self._readers[which * num_parts : (which + 1) * num_parts]]
             if parts:
                 goal[mine] = np.concatenate(parts, axis=-1) * kept
             action[mine] = columns["action"][taken] * kept
@@ -144,14 +150,31 @@ def _returns_to_go(rewards: NDArray[np.float32], length: int) -> NDArray[np.floa
     return result
 
 
-def goal_sizes(info: Any, goal: Sequence[str]) -> list[int]:
+def goal_sizes(info: DatasetInfo, goal: Sequence[str]) -> list[int]:
     """Numbers in each part of a goal."""
-    sizes = {"skill": len(info.skills), "command": 3, "place": 2, "words": 2 * NUM_FEATURES}
+    sizes = {"skill": len(info.skills), "command": 3, "place": 2}
+    if "words" in goal:
+        sizes["words"] = 2 * find_encoder(encoder_of(info)).size
     return [sizes[part] for part in goal]
 
 
-def goal_reader(part: str, dataset: Dataset) -> Any:
-    """A function of a file's columns, rows and their observations: the goal's part, (..., size), as a world shows it.
+def encoder_of(info: DatasetInfo) -> str:
+    """Who makes vectors of its words."""
+    return str(info.world.get("encoder", "hashed_ngrams"))
+
+
+@dataclass(frozen=True)
+class GoalSteps:
+    """Steps of one file whose goals are to be read: rows of its columns, (num_windows, length)."""
+
+    columns: Mapping[str, Array]
+    rows: NDArray[np.int64]
+    observation: NDArray[np.float32]  # of those rows
+    luck: NDArray[np.float64] | None  # [0, 1) a window and skill, (num_windows, num_skills), which draw its words; None: none
+
+
+def goal_reader(part: str, dataset: Dataset) -> Callable[[GoalSteps], Array]:
+    """What reads a part of the goal, (num_windows, length, size), as a world shows it.
 
     UserError if the dataset does not tell.
     """
@@ -160,23 +183,36 @@ def goal_reader(part: str, dataset: Dataset) -> Any:
         raise UserError(f"goal: {dataset.folder} is of a world without skills; write []")
     if part == "skill":
         rows = np.eye(len(info.skills), dtype=np.float32)
-        return lambda columns, where, observation: rows[columns["skill"][where]]
+        return lambda steps: rows[steps.columns["skill"][steps.rows]]
     if part == "command":
-        return lambda columns, where, observation: columns["command"][where]
+        return lambda steps: steps.columns["command"][steps.rows]
     if part == "words":
-        encode = ENCODERS[str(info.world.get("encoder", "hashed_ngrams"))]
-        table = np.array([np.concatenate([encode(p.words), encode(in_a_mirror(p.words))]) for p in info.phrases], np.float32)
-        return lambda columns, where, observation: table[columns["goal"][where]]
+        return _words_reader(info)
     offset = 0
     for block in info.observation:
         if block.name == "place":
             entries = slice(offset, offset + block.size)
-            return lambda columns, where, observation: observation[..., entries]
+            return lambda steps: steps.observation[..., entries]
         offset += block.size
     raise UserError(
         f"goal: {dataset.folder} does not show where a command would have brought the body (within {PLACE_SEEN} m); "
         "leave place away, or collect a policy that sees it"
     )
+
+
+def _words_reader(info: DatasetInfo) -> Callable[[GoalSteps], Array]:
+    vectors = embed([phrase.words for phrase in info.phrases], find_encoder(encoder_of(info))).astype(np.float32)
+    owners = np.array([info.skills.index(phrase.skill) for phrase in info.phrases])  # skill by skill
+    counts = np.bincount(owners, minlength=len(info.skills))
+    firsts = np.cumsum(counts) - counts
+
+    def read(steps: GoalSteps) -> Array:
+        if steps.luck is None:
+            return vectors[steps.columns["goal"][steps.rows]]
+        phrases = firsts + (steps.luck * counts).astype(np.int64)  # (num_windows, num_skills)
+        return vectors[np.take_along_axis(phrases, steps.columns["skill"][steps.rows].astype(np.int64), axis=1)]
+
+    return read
 
 
 def check_alike(datasets: Sequence[Dataset]) -> None:

@@ -388,7 +388,7 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("config", "snapshots", "runs", "progress", "words", "statistics"), 0),
         **dict.fromkeys(("provenance", "randomness"), 0),
         **dict.fromkeys(("physics", "body_state", "rewards", "resets", "measures", "tasks", "skill_sampling"), 1),
-        **dict.fromkeys(("reference", "curriculum", "text_encoders", "randomise"), 1),
+        **dict.fromkeys(("reference", "curriculum", "text_encoders", "phrasings", "randomise"), 1),
         **dict.fromkeys(("observations", "goals", "looks", "render", "viewer"), 1),
         **dict.fromkeys(("motor_settings", "assignments", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),
         **dict.fromkeys(("replay", "networks", "mlp", "lstm", "on_policy", "ppo", "recurrent_ppo"), 3),

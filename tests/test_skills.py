@@ -216,9 +216,9 @@ def test_words_are_seen_as_vectors_and_mirrored_words_as_mirrored_vectors() -> N
     settings = MotorSettings(task="mixed", num_envs=32, num_threads=1, goal=["embedding"])
     batch = MotorBatch(settings, seed=0)
     obs = batch.reset(np.arange(32))
-    phrases = [phrase for task in batch.tasks for phrase in task.words]
+    phrases = [words for _, words in batch.asked.phrases]
     for i in range(32):
-        assert phrases[batch.asked.phrase[i]] in batch.tasks[batch.asked.skill[i]].words
+        assert phrases[batch.asked.phrase[i]] in batch.tasks[batch.asked.skill[i]].words.train
         np.testing.assert_allclose(
             obs[i, -2 * NUM_FEATURES : -NUM_FEATURES], hashed_ngrams(phrases[batch.asked.phrase[i]]), atol=1e-6
         )
