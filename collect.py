@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,17 +64,20 @@ def main() -> None:
         collector = Collector(world, crew, columns_of(info), settings.noise, settings.seed)
         resume(run, collector, writer)
         with Progress(settings.num_steps, collector.num_steps) as progress:
-            clock = Clock(collector.num_steps)
+            clock, moment = Clock(collector.num_steps), None
             while collector.num_steps < settings.num_steps:
                 ended = list(collector.step())
                 for episode in ended:
                     writer.add(episode.steps, episode.row)
                 clock.count(ended)
-                if writer.is_full:
-                    writer.flush()
-                    run.log(collector.num_steps, clock.metrics(collector.num_steps))
-                    remember(run, collector, writer)
+                if moment is not None and (writer.is_settled or writer.is_full):
+                    remember(run, moment, writer)
                     run.save(force=True)
+                    moment = None
+                if writer.is_full:
+                    writer.flush()  # in the background
+                    moment = collector.get_state()
+                    run.log(collector.num_steps, clock.metrics(collector.num_steps))
                 if ended:
                     progress.update(collector.num_steps, clock.metrics(collector.num_steps), -np.inf)
                 run.check_stop()
@@ -160,10 +163,10 @@ class Clock:
         return metrics
 
 
-def remember(run: runs.Run[CollectSettings], collector: Collector, writer: DatasetWriter) -> None:
-    """This moment, between two files, as what run.save writes."""
-    document, arrays = snapshots.pack_tree({"collector": collector.get_state(), "writer": writer.get_state()})
-    run.remember(collector.num_steps, lambda: {"collection.json": document, "collection.safetensors": arrays})
+def remember(run: runs.Run[CollectSettings], moment: dict[str, Any], writer: DatasetWriter) -> None:
+    """The collector's state between two files, with the writer's at that moment, as what run.save writes."""
+    document, arrays = snapshots.pack_tree({"collector": moment, "writer": writer.get_state()})
+    run.remember(moment["num_steps"], lambda: {"collection.json": document, "collection.safetensors": arrays})
 
 
 def resume(run: runs.Run[CollectSettings], collector: Collector, writer: DatasetWriter) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,19 @@ def success_by_skill(policy: Policy, world_settings, seed: int) -> None:
         print(f"{skill:14} success {success:4.0%}  falls {fell:4.0%}  {tracking}", flush=True)
 
 
-def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
-    """A matrix of successes, before by after, and the shares without a fall."""
+@dataclass(frozen=True)
+class Changes:
+    """Changes of skill, one a simulation; arrays (num_envs, ...)."""
+
+    before: np.ndarray  # skill (an index)
+    after: np.ndarray
+    fell: np.ndarray  # before the change or after
+    success: np.ndarray  # the new skill's own measure, from GRACE after the change on, and no fall
+    error: np.ndarray  # (num_envs, steps, 3): speed forward, to the left (m/s) and yaw rate (rad/s) less those asked for
+
+
+def change_skills(policy: Policy, world_settings, seed: int, repeats: int) -> Changes:
+    """All ordered pairs of the world's skills, `repeats` times: BEFORE seconds of one, AFTER of the other."""
     num_skills = len(MotorWorld(world_settings).batch.skills)
     num_envs = num_skills * (num_skills - 1) * repeats
     world = MotorWorld(world_settings.model_copy(update={"num_envs": num_envs, "sampling": "balanced"}), seed)
@@ -49,19 +61,26 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
     after = (before + 1 + (all_ids // num_skills) % (num_skills - 1)) % num_skills
     assert np.array_equal(before, all_ids % num_skills)
     fell, lying = np.zeros(num_envs, bool), batch.skills.index("recover")
+    errors = []
 
     def go(seconds: float) -> None:
         nonlocal obs, fell
         for _ in range(round(seconds / batch.physics.dt)):
-            action = policy.act(obs)
+            action, place, old_yaw = policy.act(obs), batch.position.copy(), yaw(batch.physics.qpos)
             obs, reward, done, infos = world.step(action)
             policy.feedback(action, reward)
             fell |= done & [bool(info.get("terminated")) for info in infos]
             fell |= (before != lying) & (batch.physics.qpos[:, 2] < FALLEN_HEIGHT)  # what begins lying ends by no fall
             policy.reset(done)
+            new_yaw = yaw(batch.physics.qpos)
+            (x, y), cos, sin = (batch.position - place).T, np.cos(new_yaw), np.sin(new_yaw)
+            turned = (new_yaw - old_yaw + np.pi) % (2 * np.pi) - np.pi
+            moved = np.stack([cos * x + sin * y, cos * y - sin * x, turned], axis=1)
+            errors.append(moved / batch.physics.dt - batch.asked.command)
         obs = batch.observe(action)
 
     go(BEFORE)
+    errors.clear()
     for i in all_ids:
         batch.begin_skill(int(i), int(after[i]))
     obs = batch.observe(batch.previous_action)
@@ -71,16 +90,26 @@ def switches(policy: Policy, world_settings, seed: int, repeats: int) -> None:
     batch.measures.since_command[:] = SETTLING
     go(AFTER - GRACE)
     success = batch.success(fell) & ~fell
-    pairs = np.full((num_skills, num_skills), np.nan)
-    for a in range(num_skills):
-        for b in range(num_skills):
+    return Changes(before, after, fell, success, np.stack(errors, axis=1))
+
+
+def yaw(qpos: np.ndarray) -> np.ndarray:
+    """Where bodies (num_envs, nq) look, rad from the x axis."""
+    w, x, y, z = qpos[:, 3:7].T
+    return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+
+def print_pairs(changes: Changes, skills: list[str]) -> None:
+    """A matrix of successes, before by after, and the shares without a fall."""
+    pairs = np.full((len(skills), len(skills)), np.nan)
+    for a in range(len(skills)):
+        for b in range(len(skills)):
             if a != b:
-                pairs[a, b] = success[(before == a) & (after == b)].mean()
-    print(
-        f"switches: {np.mean(~fell):.1%} without a fall, {success.mean():.1%} with the new skill shown; by pair (rows before):"
-    )
-    print(" " * 15 + " ".join(f"{name[:9]:>9}" for name in batch.skills))
-    for name, row in zip(batch.skills, pairs, strict=True):
+                pairs[a, b] = changes.success[(changes.before == a) & (changes.after == b)].mean()
+    shares = f"{np.mean(~changes.fell):.1%} without a fall, {changes.success.mean():.1%} with the new skill shown"
+    print(f"switches: {shares}; by pair (rows before):")
+    print(" " * 15 + " ".join(f"{name[:9]:>9}" for name in skills))
+    for name, row in zip(skills, pairs, strict=True):
         print(f"{name:14} " + " ".join(f"{'':>9}" if np.isnan(share) else f"{share:9.0%}" for share in row))
 
 
@@ -98,7 +127,7 @@ def main() -> None:
     if args.episodes:
         success_by_skill(policy, world_settings, args.seed)
     if args.repeats:
-        switches(policy, world_settings, args.seed, args.repeats)
+        print_pairs(change_skills(policy, world_settings, args.seed, args.repeats), MotorWorld(world_settings).batch.skills)
 
 
 if __name__ == "__main__":

@@ -30,42 +30,56 @@ class Episode:
 
 
 class Pending:
-    """The steps of episodes that go on, (num_envs, capacity, ...) a column."""
+    """The steps of episodes that go on, (capacity, num_envs, ...) a column: a ring, one row a control step."""
 
     def __init__(self, columns: Mapping[str, Column], num_envs: int) -> None:
         self.length = np.zeros(num_envs, np.int64)
-        self._all = np.arange(num_envs)
-        self._arrays = {name: np.zeros((num_envs, FIRST_CAPACITY, *c.shape), c.dtype) for name, c in columns.items()}
+        self._now = 0  # row of the present step
+        self._arrays = {name: np.zeros((FIRST_CAPACITY, num_envs, *c.shape), c.dtype) for name, c in columns.items()}
+
+    @property
+    def _capacity(self) -> int:
+        return len(self._arrays["reward"])
 
     def put(self, name: str, values: Array) -> None:
         """A column of the present step of all episodes, (num_envs, ...)."""
-        self._arrays[name][self._all, self.length] = values
+        self._arrays[name][self._now] = values
 
     def advance(self) -> None:
         """The present step is complete."""
         self.length += 1
-        if self.length.max() == self._arrays["reward"].shape[1]:
-            self._arrays = {name: np.concatenate([a, np.zeros_like(a)], axis=1) for name, a in self._arrays.items()}
+        self._now = (self._now + 1) % self._capacity
+        if self.length.max() == self._capacity:  # one of them began just where the next step would go
+            for name, array in self._arrays.items():
+                oldest_first = np.roll(array, -self._now, axis=0)
+                self._arrays[name] = np.concatenate([oldest_first, np.zeros_like(oldest_first)])
+            self._now = self._capacity // 2
+
+    def _rows(self, i: int) -> NDArray[np.int64]:
+        return (self._now + np.arange(-self.length[i], 0)) % self._capacity
 
     def take(self, i: int) -> dict[str, Array]:
         """The steps of simulation i's episode, which ends, as copies."""
-        length, self.length[i] = int(self.length[i]), 0
-        return {name: array[i, :length].copy() for name, array in self._arrays.items()}
+        rows = self._rows(i)
+        self.length[i] = 0
+        return {name: array[rows, i] for name, array in self._arrays.items()}
 
     def get_state(self) -> dict[str, Array]:
         """The steps of all episodes that go on, one after the other."""
-        rows = {name: np.concatenate([a[i, :n] for i, n in enumerate(self.length)]) for name, a in self._arrays.items()}
-        return rows | {"length": self.length.copy()}
+        rows = [self._rows(i) for i in range(len(self.length))]
+        state = {name: np.concatenate([a[own, i] for i, own in enumerate(rows)]) for name, a in self._arrays.items()}
+        return state | {"length": self.length.copy()}
 
     def set_state(self, state: Mapping[str, Array]) -> None:
         """Goes on exactly where `get_state` was taken."""
         length = state["length"]
         capacity = max(FIRST_CAPACITY, int(length.max()) + 1)
         ends = np.cumsum(length)
+        self._now = int(length.max())
         for name, array in self._arrays.items():
-            self._arrays[name] = np.zeros((len(length), capacity, *array.shape[2:]), array.dtype)
+            self._arrays[name] = np.zeros((capacity, *array.shape[1:]), array.dtype)
             for i, (n, end) in enumerate(zip(length, ends, strict=True)):
-                self._arrays[name][i, :n] = state[name][end - n : end]
+                self._arrays[name][self._now - n : self._now, i] = state[name][end - n : end]
         self.length = length.copy()
 
 

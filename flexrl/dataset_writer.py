@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,17 @@ class DatasetWriter:
         self.folder, self.info, self.shard_steps = folder, info, shard_steps
         self.columns: dict[str, Column] = columns_of(info)
         self.num_steps = 0  # in all, those of files that are still to be written included
+        self.num_shards = 0  # files of steps, the one that is being written included
         self._schema = schema_of(self.columns)
         self._pending: list[Mapping[str, Array]] = []
         self._num_pending = 0
         self._rows: list[dict[str, Any]] = []  # of the table of episodes
         self._hashes: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
+        self._flushed = (0, 0)  # steps and episodes of those files
+        self._background = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
         self._moments = {name: Moments(int(np.prod(self.columns[name].shape, dtype=int))) for name in DESCRIBED}
-
-    @property
-    def num_shards(self) -> int:
-        """Files of steps written."""
-        return len(self._hashes)
 
     @property
     def num_episodes(self) -> int:
@@ -106,23 +106,43 @@ class DatasetWriter:
         self.num_steps += length
 
     def flush(self) -> None:
-        """Writes the steps that have come together as one file."""
+        """Begins to write the steps that have come together as one file, in the background, once the last one is written."""
+        self.settle()
         if not self._pending:
             return
-        arrays = {
-            name: np.concatenate([steps[name] for steps in self._pending], dtype=column.dtype, casting="same_kind")
-            for name, column in self.columns.items()
-        }
-        for name, moments in self._moments.items():
-            moments.add(arrays[name].reshape(self._num_pending, -1))
-        batch = pa.record_batch([to_arrow(array) for array in arrays.values()], schema=self._schema)
-        self._write_batch(shard_name(self.num_shards), batch)
+        self._writing = self._background.submit(self._write_shard, shard_name(self.num_shards), self._pending)
+        self.num_shards += 1
         self._pending, self._num_pending = [], 0
+        self._flushed = (self.num_steps, len(self._rows))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that `flush` began is on disk."""
+        return self._writing is None or self._writing.done()
+
+    def settle(self) -> None:
+        """Waits until it is; raises what went wrong there."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _write_shard(self, name: str, episodes: Sequence[Mapping[str, Array]]) -> None:
+        arrays = {
+            column: np.concatenate([steps[column] for steps in episodes], dtype=kind.dtype, casting="same_kind")
+            for column, kind in self.columns.items()
+        }
+        for column, moments in self._moments.items():
+            moments.add(arrays[column].reshape(len(arrays[column]), -1))
+        batch = pa.record_batch([to_arrow(array) for array in arrays.values()], schema=self._schema)
+        self._write_batch(name, batch)
 
     def finish(self) -> str:
         """Writes what is left, the table, the statistics and the manifest; returns the content hash."""
+        self.settle()
         shards = dict(self._hashes), dict(self._sizes)  # so that a run that goes on writes the last file again
+        num_shards, flushed = self.num_shards, self._flushed
         self.flush()
+        self.settle()
         kinds: dict[str, Any] = dict.fromkeys(("terminated", "cut"), np.bool_)
         kinds |= dict.fromkeys(("noise", "episode_return", "success"), np.float64)
         table = {name: [row[name] for row in self._rows] for name in TABLE}
@@ -136,6 +156,7 @@ class DatasetWriter:
         manifest = {"format": snapshots.FORMAT, "files": self._hashes, "sizes": self._sizes}
         self._put(snapshots.MANIFEST, lambda path: path.write_bytes(json.dumps(manifest, indent=1).encode()))
         self._hashes, self._sizes = shards
+        self.num_shards, self._flushed = num_shards, flushed
         return snapshots.content_hash(self.folder)
 
     def _write_batch(self, name: str, batch: pa.RecordBatch) -> None:
@@ -163,10 +184,12 @@ class DatasetWriter:
         self._sizes[name] = (self.folder / name).stat().st_size
 
     def get_state(self) -> dict[str, Any]:
-        """Everything, between two files (nothing pending), as a tree of plain values and arrays."""
-        table = {name: np.array([row[name] for row in self._rows]) for name in TABLE}
+        """Everything as it was at the last `flush`, which it waits for, as a tree of plain values and arrays."""
+        self.settle()
+        num_steps, num_rows = self._flushed
+        table = {name: np.array([row[name] for row in self._rows[:num_rows]]) for name in TABLE}
         return {
-            "num_steps": self.num_steps,
+            "num_steps": num_steps,
             "table": table,
             "hashes": dict(self._hashes),
             "sizes": dict(self._sizes),
@@ -180,6 +203,7 @@ class DatasetWriter:
             table = state["table"]
             self._rows = [{name: table[name][i] for name in TABLE} for i in range(len(table["length"]))]
             self._hashes, self._sizes = dict(state["hashes"]), dict(state["sizes"])
+            self.num_shards, self._flushed = len(self._hashes), (self.num_steps, len(self._rows))
             for name, moments in self._moments.items():
                 moments.set_state(state["moments"][name])
         (self.folder / snapshots.MANIFEST).unlink(missing_ok=True)
