@@ -3,6 +3,9 @@
     python train_dt.py --name dt --config examples/dt_humanoid.yaml --dataset workspace/skills_data
 
 It lies in workspace/<name>/ as a training does: latest/ to go on with (--resume), best/ to watch (play.py).
+Several GPUs train one model, each on batches of its own:
+
+    torchrun --nproc-per-node 4 train_dt.py --name dt --config examples/dt_humanoid.yaml
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 
-from flexrl import runs, snapshots
+from flexrl import parallel, runs, snapshots
 from flexrl.offline import OfflineLearner
 from flexrl.offline_training import (
     TrainDTSettings,
@@ -38,6 +42,10 @@ FLAGS = (
 
 
 def main() -> None:
+    peers = parallel.join()
+    if not peers.leads:
+        follow(peers)
+        return
     settings, run = runs.begin(TrainDTSettings, __doc__, rehearse, FLAGS)
     torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
     datasets = open_all(settings)
@@ -49,10 +57,13 @@ def main() -> None:
             run.add_parent(settings.init_from, Path(settings.init_from))
     with run:
         torch.manual_seed(settings.seed)
-        learner, held_out = make_learner(settings, datasets)
+        learner, held_out = make_learner(settings, datasets, peers)
         best = resume(run, learner)
+        latest = str(run.latest) if snapshots.exists(run.latest) else None
+        peers.agree({"settings": settings.model_dump(mode="json"), "latest": latest})
+        peers.agree("begin")  # when all of them have read latest/, which is written from here on
         with Progress(settings.num_updates, learner.num_updates, "updates") as progress:
-            while learner.num_updates < settings.num_updates and not out_of_patience(settings, best):
+            while peers.agree(learner.num_updates < settings.num_updates and not out_of_patience(settings, best)):
                 metrics = learner.improve()
                 if not np.isfinite(metrics["train/loss"]):
                     raise runs.Failed(f"train/loss is {metrics['train/loss']}: the weights are lost; lower learning_rate")
@@ -74,7 +85,23 @@ def main() -> None:
             why = f"the held-out loss had not fallen for {settings.patience} evaluations"
             print(f"ended after {learner.num_updates:,} updates: {why}", file=sys.stderr)
             remember(run, settings, learner, best)
+    peers.leave()
     print(f"watch it: {python()} play.py --model {run.best}")
+
+
+def follow(peers: parallel.Peers) -> None:
+    """The part of a process that does not lead: from where the leader is, its gradients, as long as the leader goes on."""
+    told = peers.agree(None)
+    settings = TrainDTSettings.model_validate(told["settings"])
+    torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
+    torch.manual_seed(settings.seed)  # for the first weights, which are the leader's
+    learner, _ = make_learner(settings, open_all(settings), peers)
+    if told["latest"] is not None:
+        learner.set_state(read_state(Path(told["latest"])))
+    peers.agree(None)
+    while peers.agree(None):
+        learner.improve()
+    peers.leave()
 
 
 def remember(
@@ -92,12 +119,18 @@ def resume(run: runs.Run[TrainDTSettings], learner: OfflineLearner) -> dict[str,
     """Puts the learner where latest/ is, if there is one; returns what was best so far."""
     if not snapshots.exists(run.latest):
         return {"score": -np.inf, "loss": np.inf, "waited": 0}
-    arrays = snapshots.read_arrays(run.latest / "training.safetensors")
-    state = snapshots.unpack_tree((run.latest / "training.json").read_bytes(), arrays)
-    learner.set_state(state | {"model": snapshots.read_arrays(run.latest / "policy.safetensors")})
+    state = read_state(run.latest)
+    learner.set_state(state)
     run.resumed_from(learner.num_updates)
     print(f"going on exactly at update {learner.num_updates:,}", file=sys.stderr)
     return dict(state["best"])
+
+
+def read_state(latest: Path) -> dict[str, Any]:
+    """What `remember` wrote, the weights included."""
+    arrays = snapshots.read_arrays(latest / "training.safetensors")
+    state: dict[str, Any] = snapshots.unpack_tree((latest / "training.json").read_bytes(), arrays)
+    return state | {"model": snapshots.read_arrays(latest / "policy.safetensors")}
 
 
 if __name__ == "__main__":

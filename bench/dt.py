@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.dt import BODY, GOAL, RETURN, Context, DecisionTransformer
 from flexrl.offline import DTSettings, Numbers, OfflineLearner, make_model
+from flexrl.parallel import Peers
 from flexrl.windows import WindowSampler
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,7 @@ def our_learner(dataset: Dataset) -> OfflineLearner:
         compiled=False,
         device=torch.device("cpu"),
         seed=0,
+        peers=Peers(),
     )
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from flexrl.config import Settings, choice
 from flexrl.dt import ACTION, BODY, GOAL, RETURN, TARGET, DecisionTransformer, Sizes
 from flexrl.learner_settings import Schedule
+from flexrl.parallel import Peers
 from flexrl.randomness import pack_generator, random_state, set_random_state, unpack_generator
 from flexrl.windows import Windows, WindowSampler, goal_sizes
 
@@ -179,12 +180,14 @@ class OfflineLearner:
         compiled: bool,
         device: torch.device,
         seed: int,
+        peers: Peers,
     ) -> None:
         self.model, self.sampler, self.numbers = model.to(device), sampler, numbers
         self.num_updates, self.device = 0, device
         self._batch_size, self._accumulate, self._warmup = batch_size, accumulate, warmup
         self._rate, self._total = FloatSchedule(learning_rate), num_updates
         self._max_grad_norm, self._hide = max_grad_norm, np.array(hide)
+        self._seed, self._peers = seed, peers
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 3])))
         self._optimiser = torch.optim.AdamW(model.parameters(), lr=self._rate(1.0), weight_decay=weight_decay, fused=True)
         self._half = precision == "bfloat16"
@@ -207,6 +210,10 @@ class OfflineLearner:
         """One update; its metrics."""
         begin = time.perf_counter()
         self.model.train()
+        if not self._peers.leads:  # whose randomness nobody keeps: it follows from the update's number
+            luck = np.random.SeedSequence([self._seed, 3, self._peers.rank, self.num_updates])
+            self._rng = np.random.Generator(np.random.PCG64(luck))
+            torch.manual_seed(int(self._rng.integers(2**63)))
         rate = self._rate(1 - self.num_updates / self._total) * min(1.0, (self.num_updates + 1) / max(self._warmup, 1))
         for group in self._optimiser.param_groups:
             group["lr"] = rate
@@ -222,11 +229,13 @@ class OfflineLearner:
                 loss = self._loss(inputs) / self._accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        self._peers.average(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
         self._optimiser.step()
         self.num_updates += 1
         seconds = time.perf_counter() - begin
-        tokens = self._batch_size * self._accumulate * self.sampler.length * self._tokens_a_step()
+        windows = self._batch_size * self._accumulate * self._peers.size
+        tokens = windows * self.sampler.length * self._tokens_a_step()
         return {
             "train/loss": total,
             "train/grad_norm": float(norm),

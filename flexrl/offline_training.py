@@ -34,10 +34,12 @@ from flexrl.offline import (
     prompt_parts,
 )
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
+from flexrl.parallel import Peers
 from flexrl.policies import Policy, open_snapshot
 from flexrl.windows import GOAL_BLOCKS, Windows, WindowSampler, split
 from flexrl.worlds import GymnasiumSettings, describe_space, evaluation_settings, make_world
 
+ALONE = Peers()
 TARGET_QUANTILE = 0.9  # of the data's returns: what `--target-return auto` asks for
 
 
@@ -78,6 +80,7 @@ class TrainDTSettings(Settings):
     # a snapshot of train_dt.py to begin with; null: none
     init_from: str | None = None
     num_updates: int = Field(20_000, ge=1, le=10**9)
+    # windows a batch, in each process that torchrun starts
     batch_size: int = Field(64, ge=1, le=65_536)
     # batches an update
     accumulate: int = Field(1, ge=1, le=10_000)
@@ -153,7 +156,9 @@ def rehearse(settings: TrainDTSettings, is_new: bool) -> None:
         raise UserError(f"datasets: {settings.datasets[0]} has actions without bounds, which no model here predicts")
 
 
-def make_learner(settings: TrainDTSettings, datasets: list[Dataset]) -> tuple[OfflineLearner, WindowSampler]:
+def make_learner(
+    settings: TrainDTSettings, datasets: list[Dataset], peers: Peers = ALONE
+) -> tuple[OfflineLearner, WindowSampler]:
     """The learner, and what draws from the episodes that are held out (from all, if none are)."""
     masks = [split(dataset, settings.top, settings.held_out) for dataset in datasets]
     length = settings.model.context if isinstance(settings.model, DTSettings) else 1
@@ -168,7 +173,6 @@ def make_learner(settings: TrainDTSettings, datasets: list[Dataset]) -> tuple[Of
     model, numbers = make_model(settings.model, sampler), Numbers.of(sampler)
     if settings.init_from is not None:
         numbers = begin_with(model, settings.init_from)
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     learner = OfflineLearner(
         model,
         sampler,
@@ -183,8 +187,9 @@ def make_learner(settings: TrainDTSettings, datasets: list[Dataset]) -> tuple[Of
         hide=hidden_shares(settings),
         precision=settings.precision,
         compiled=settings.compile,
-        device=torch.device(device),
+        device=torch.device(peers.device(settings.device)),
         seed=settings.seed,
+        peers=peers,
     )
     return learner, held_out
 

@@ -393,7 +393,7 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("motor_settings", "assignments", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),
         **dict.fromkeys(("replay", "networks", "mlp", "lstm", "on_policy", "ppo", "recurrent_ppo"), 3),
         **dict.fromkeys(("learner_settings", "learners", "dataset", "dataset_writer"), 3),
-        **dict.fromkeys(("windows", "dt", "offline", "offline_policy"), 3),
+        **dict.fromkeys(("windows", "dt", "parallel", "offline", "offline_policy"), 3),
         **dict.fromkeys(("collector", "collection", "dataset_exports", "dataset_report", "offline_training"), 4),
         **dict.fromkeys(("policies", "tour", "warm_start", "evaluation", "lineage", "ledger", "plots"), 4),
     }
