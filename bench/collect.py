@@ -1,11 +1,11 @@
 """What writing costs: collect.py beside stepping without writing, beside Minari's DataCollector, and its memory.
 
-    python bench/collect.py                      # rates, about 5 minutes
+    python bench/collect.py                      # rates, about 15 minutes
     python bench/collect.py --memory 5_000_000   # peak memory and bytes a step of a long collection, and opening it
 
-`rate`: the shipped skills in collect.py's own world and loop, with and without the writer, turn by turn. `minari`: a policy
-of Humanoid-v5's own observations, in Gymnasium's environment under DataCollector and in ours, in v5 and in fast physics
-(`pip install 'minari[create]'` first: DataCollector needs jax).
+`rate`: collect.py with the shipped skills, beside the same policy stepping the same world with nothing kept, turn by turn.
+`minari`: a policy of Humanoid-v5's own observations, in Gymnasium's environment under DataCollector and in ours, in v5 and in
+fast physics (`pip install 'minari[create]'` first: DataCollector needs jax).
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from flexrl.collection import CollectSettings, describe, make_crew, open_models, world_of
-from flexrl.collector import Collector
-from flexrl.dataset import columns_of, open_dataset
-from flexrl.dataset_writer import DatasetWriter
+from flexrl.collection import CollectSettings, make_crew, open_models, world_of
+from flexrl.dataset import open_dataset
 from flexrl.offline import OfflineLearner  # noqa: F401 (what a training imports counts as its memory)
 from flexrl.policies import load_policy, open_snapshot
 from flexrl.windows import WindowSampler
@@ -41,24 +39,13 @@ SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
 
 
 def collected(settings: CollectSettings, folder: Path) -> float:
-    """Steps a second of collect.py's loop, files and all."""
-    parents = open_models(settings)
-    world_settings = world_of(settings, parents)
-    world = make_world(world_settings, settings.seed)
-    info = describe(settings, world_settings, world, parents)
-    writer = DatasetWriter(folder, info, settings.shard_steps)
-    collector = Collector(world, make_crew(settings, parents, world), columns_of(info), settings.noise, settings.seed)
-    collector.begin()
-    begin = time.perf_counter()
-    while collector.num_steps < settings.num_steps:
-        for episode in collector.step():
-            writer.add(episode.steps, episode.row)
-        if writer.is_full:
-            writer.flush()
-    for episode in collector.cut():
-        writer.add(episode.steps, episode.row)
-    writer.finish()
-    return collector.num_steps / (time.perf_counter() - begin)
+    """Steps a second of collect.py, its files and its saves included, between its first file and its last."""
+    command = [sys.executable, "collect.py", "--name", "rate", "--workspace", str(folder), "--model", settings.models[0].path]
+    command += ["--steps", str(settings.num_steps), "--set", f"physics={settings.physics}"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in (folder / "rate" / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(folder)
+    return (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["time/seconds"] - rows[0]["time/seconds"])
 
 
 def stepped(settings: CollectSettings) -> float:
@@ -142,7 +129,7 @@ def open_and_draw(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150_000, help="of a turn")
+    parser.add_argument("--steps", type=int, default=270_000, help="of a turn; a file is 65,536")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", type=int, help="steps of one long collection, instead of the rates")
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)

@@ -1,6 +1,7 @@
 """What one policy for all skills is worth, in v5 physics: success by skill, how closely it follows, and changes of skill.
 
     python bench/skills.py --model examples/pretrained/humanoid_skills
+    python bench/skills.py --model workspace/dt_humanoid/best --prompt words,place --phrasings held_out --repeats 0
 
 `switches`: all 56 ordered pairs of the eight skills, changed after 4 s; no fall in the 5 s after, and the new skill's own
 measure of success, begun anew 2 s after the change, at its end. Whatever was started counts, falls before the change too.
@@ -29,13 +30,16 @@ BEFORE, GRACE, AFTER = 4.0, 2.0, 5.0  # s
 
 def success_by_skill(policy: Policy, world_settings, seed: int) -> None:
     """One line a skill: successes, falls, and for those that track a command their errors."""
+    shares = []
     for skill in MotorWorld(world_settings).batch.skills:
         episodes = run_episodes(policy, MotorWorld(only_skill(world_settings, skill), seed), seed)
         success, fell = (np.mean([getattr(e, name) for e in episodes]) for name in ("success", "terminated"))
         errors = [np.sqrt(np.mean([e.measures[key] ** 2 for e in episodes])) for key in ERRORS]
         drift = np.mean([e.measures["drift"] for e in episodes])
         tracking = f"rms speed {errors[0]:.3f} m/s  yaw rate {errors[1]:.3f} rad/s  mean drift {drift:.2f} m"
+        shares.append(success)
         print(f"{skill:14} success {success:4.0%}  falls {fell:4.0%}  {tracking}", flush=True)
+    print(f"mean success {np.mean(shares):.1%}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="of each pair of skills; 0: skip")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--physics", choices=["v5", "fast"], default="v5", help="fast: what it was trained in")
+    parser.add_argument("--prompt", help="of a transformer: the parts of the goal that it is shown, such as words,command")
+    parser.add_argument("--phrasings", choices=["train", "held_out"], default="train", help="whose words are drawn")
     args = parser.parse_args()
     snapshot = open_snapshot(args.model)
     world_settings = evaluation_settings(snapshot.settings.world, max(1, args.episodes), args.physics)
-    policy = load_policy(snapshot)
+    world_settings = world_settings.model_copy(update={"phrasings": args.phrasings})
+    policy = load_policy(snapshot, prompt=args.prompt.split(",") if args.prompt else None)
     if args.episodes:
         success_by_skill(policy, world_settings, args.seed)
     if args.repeats:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-from flexrl import config
+from flexrl import collector, config
 from flexrl.collection import CollectSettings, rehearse
 from flexrl.config import UserError
-from flexrl.dataset import Dataset, open_dataset
+from flexrl.dataset import Column, Dataset, open_dataset
 from flexrl.motor_settings import MotorSettings
 from flexrl.physics import BODIES, Physics
 from flexrl.policies import load_policy, open_snapshot
@@ -291,3 +291,27 @@ def test_experts_act_where_their_skill_is_asked_for(tmp_path: Path) -> None:
         should = np.where(turns[:, None], policies[1].act(observation), policies[0].act(observation))
         assert np.abs(should - steps["intended"]).max() < 1e-5
         assert np.abs(policies[0].act(observation) - steps["action"]).max() > 0.1  # the noise
+
+
+def test_steps_wait_in_a_ring_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "FIRST_CAPACITY", 4)
+    pending = collector.Pending({"reward": Column(np.dtype(np.float32)), "action": Column(np.dtype(np.float32), (2,))}, 3)
+    rng, expected, longest = np.random.default_rng(0), [[] for _ in range(3)], 0
+    for step in range(60):
+        rewards = rng.standard_normal(3).astype(np.float32)
+        pending.put("reward", rewards)
+        pending.put("action", np.stack([rewards, -rewards], axis=1))
+        pending.advance()
+        for i in range(3):
+            expected[i].append(rewards[i])
+        if step == 30:
+            other = collector.Pending({"reward": Column(np.dtype(np.float32)), "action": Column(np.dtype(np.float32), (2,))}, 3)
+            other.set_state(pending.get_state())
+            pending = other
+        for i in np.flatnonzero(rng.random(3) < (0.3, 0.1, 0.02)):
+            steps = pending.take(int(i))
+            np.testing.assert_array_equal(steps["reward"], expected[i])
+            longest = max(longest, len(expected[i]))
+            np.testing.assert_array_equal(steps["action"], np.stack([expected[i], np.negative(expected[i])], axis=1))
+            expected[i] = []
+    assert longest > 8

@@ -17,9 +17,10 @@ import torch
 from flexrl import config, snapshots
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
-from flexrl.dt import ACTION, BODY, GOAL, RETURN, Context, DecisionTransformer, Sizes
+from flexrl.dt import ACTION, BODY, GOAL, RETURN, Block, Context, DecisionTransformer, Dropout, Sizes
 from flexrl.offline_training import TrainDTSettings, rehearse
 from flexrl.policies import load_policy, open_snapshot
+from flexrl.text_encoders import NUM_FEATURES, find_encoder
 from flexrl.windows import WindowSampler, split
 
 ROOT = Path(__file__).parent.parent
@@ -129,6 +130,38 @@ def test_acting_with_kept_keys_is_reading_all_anew(has_return: bool) -> None:
             seen = slice(max(first[i], t + 1 - stretch), t + 1)
             whole = model({name: tensor[i : i + 1, seen] for name, tensor in inputs.items()})
             torch.testing.assert_close(answer[i], whole[0, -1], atol=2e-5, rtol=1e-4)
+
+
+def test_dropout_is_torch_s() -> None:
+    torch.manual_seed(0)
+    drop, x = Dropout(0.1).train(), torch.ones(1000, 101, requires_grad=True)
+    y = drop(x)
+    assert (y == 0).float().mean().item() == pytest.approx(0.1, abs=0.005)
+    assert y.max().item() == pytest.approx(1 / 0.9, rel=1e-4)
+    y.sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(0)
+    assert torch.equal(drop(x), y)
+    assert torch.equal(drop.eval()(x), x)
+
+
+def test_attention_under_dropout_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out for the CPU; without anything dropped it is scaled_dot_product_attention."""
+    block = some_model(replace(SIZES, dropout=0.5)).blocks[0]
+    assert isinstance(block, Block)
+    x = torch.randn(3, 8, 16)
+    expected = block(x)
+    block.train()
+    monkeypatch.setattr(Dropout, "forward", lambda self, x: x)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_the_last_block_answers_for_the_asked_tokens_alone() -> None:
+    block = some_model().blocks[1]
+    assert isinstance(block, Block)
+    x = torch.randn(3, 12, 16)
+    torch.testing.assert_close(block.forward_some(x, 2, 4), block(x)[:, 2::4])
 
 
 def test_a_context_goes_on_from_its_state() -> None:
@@ -275,7 +308,86 @@ def test_words_are_shown_as_a_world_shows_them(dataset: Dataset, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     snapshot = open_snapshot(tmp_path / "words" / "best")
     assert snapshot.settings.world.goal == ["embedding", "command"]
-    assert snapshot.about["goal_columns"] == list(range(65, 65 + 64 + 3))
+    assert snapshot.about["goal_columns"] == list(range(65, 65 + 2 * NUM_FEATURES + 3))
+
+
+def test_each_window_draws_words_of_its_skill(dataset: Dataset) -> None:
+    sampler = WindowSampler([dataset], [everything(dataset)], ["skill", "words"], 40)
+    windows = sampler.draw(300, np.random.default_rng(0))
+    num_skills = len(dataset.info.skills)
+    encode = find_encoder("hashed_ngrams").encode
+    owners: dict[bytes, set[str]] = {}
+    for phrase in dataset.info.phrases:
+        owners.setdefault(encode(phrase.words).astype(np.float32).tobytes(), set()).add(phrase.skill)
+    seen = set()
+    for i in range(300):
+        for goal in windows.goal[i][windows.valid[i]]:
+            words = goal[num_skills : num_skills + NUM_FEATURES].tobytes()
+            assert dataset.info.skills[int(goal[:num_skills].argmax())] in owners[words]
+            seen.add(words)
+        skills = windows.goal[i, :, :num_skills].argmax(axis=1)[windows.valid[i]]
+        assert len(np.unique(windows.goal[i, :, num_skills:][windows.valid[i]], axis=0)) == len(np.unique(skills))
+    assert len(seen) > 5 * num_skills
+
+
+def test_a_policy_is_prompted_with_what_it_learned(dataset: Dataset, tmp_path: Path) -> None:
+    settings = ("model={width: 32, context: 8, returns: false}", "goal=[skill, words, command]")
+    hide = "hide={skill: 0.5, words: 0.5}"
+    done = run(train(tmp_path, "m", dataset, *settings, hide, "num_updates=2"))
+    assert done.returncode == 0, done.stderr
+    best = tmp_path / "m" / "best"
+    snapshot = open_snapshot(best)
+    skills = len(dataset.info.skills)
+    obs = np.random.default_rng(0).standard_normal((3, 65 + skills + 2 * NUM_FEATURES + 3)).astype(np.float32)
+    other = obs.copy()
+    other[:, 65 : 65 + skills] += 1.0
+    assert np.abs(load_policy(snapshot).act(obs) - load_policy(snapshot).act(other)).max() > 1e-6
+    without = [load_policy(snapshot, prompt=["words", "command"]).act(o) for o in (obs, other)]
+    np.testing.assert_array_equal(*without)
+    for prompt, words in (
+        ("words", "it was never without command"),
+        ("command,place", "it never saw 'place'; it knows skill, words, command"),
+    ):
+        refused = run([sys.executable, "play.py", "--model", str(best), "--prompt", prompt])
+        assert refused.returncode == 2
+        assert words in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    refused = run([sys.executable, "play.py", "--model", str(SKILLS), "--prompt", "words"])
+    assert (refused.returncode, "has no prompt" in refused.stderr) == (2, True)
+
+
+def test_a_skill_that_the_data_never_showed_is_refused(tmp_path: Path) -> None:
+    skills = ("--set", "skills={turn_left: 1, stand_still: 1}", "--set", "switch=null", "--set", "num_envs=4")
+    assert run(script("collect.py", tmp_path, "--name", "d", "--model", str(SKILLS), "--steps", "400", *skills)).returncode == 0
+    data = open_dataset(tmp_path / "d")
+    assert [data.info.skills[i] for i in data.skills_seen] == ["stand_still", "turn_left"]
+    done = run(train(tmp_path, "m", data, "model={kind: gcbc, hidden: [16]}", "goal=[skill]", "num_updates=2"))
+    assert done.returncode == 0, done.stderr
+    play = [sys.executable, "play.py", "--model", str(tmp_path / "m" / "best"), "--episodes", "1"]
+    refused = run([*play, "--goal", "walk_forward"])
+    assert refused.returncode == 2
+    assert "never showed it; it showed stand_still, turn_left" in refused.stderr
+    assert run([*play, "--goal", "turn_left"]).returncode == 0
+
+
+def test_two_processes_train_one_model_and_go_on_exactly(dataset: Dataset, tmp_path: Path) -> None:
+    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = ("model={width: 16, context: 4}", "device=cpu", "evaluation={every: 1000, batches: 1}")
+
+    def weights(name: str) -> dict[str, np.ndarray]:
+        return snapshots.read_arrays(tmp_path / name / "latest" / "policy.safetensors")
+
+    done = run(together + train(tmp_path, "whole", dataset, *settings, "num_updates=20")[1:])
+    assert done.returncode == 0, done.stderr
+    done = run(together + train(tmp_path, "parts", dataset, *settings, "num_updates=8")[1:])
+    assert done.returncode == 0, done.stderr
+    more = script("train_dt.py", tmp_path, "--name", "parts", "--resume", "--set", "num_updates=20")
+    done = run(together + more[1:])
+    assert done.returncode == 0, done.stderr
+    assert "going on exactly at update 8" in done.stderr
+    assert all(np.array_equal(array, weights("parts")[key]) for key, array in weights("whole").items())
+    assert run(train(tmp_path, "alone", dataset, *settings, "num_updates=20")).returncode == 0
+    assert any(not np.array_equal(array, weights("alone")[key]) for key, array in weights("whole").items())
 
 
 def test_training_goes_on_from_an_earlier_model(dataset: Dataset, tmp_path: Path) -> None:
@@ -302,6 +414,7 @@ def test_training_goes_on_from_an_earlier_model(dataset: Dataset, tmp_path: Path
         (["model={width: 30, heads: 4}"], "model.width: expected a multiple"),
         (["goal=[skill, skill]"], "goal: expected each part once"),
         (["model.returns=false", "hide=0.5"], "hide: only a dt with a goal"),
+        (["goal=[skill]", "hide={words: 0.5}"], "hide: there is no words to hide; there is skill, return"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:

@@ -1,0 +1,60 @@
+"""How well encoders tell skills apart by words that nobody learned from: a linear map on their vectors.
+
+    python bench/words.py
+    python bench/words.py --encoder transformer:FOLDER     # a Hugging Face encoder beside the built-in one
+
+Trained on each humanoid skill's `train` phrases (flexrl/phrasings.py), asked for its `held_out` ones: other verbs, and typing
+errors. What a policy makes of them is measured by bench/skills.py --phrasings held_out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from flexrl.tasks import SKILLS, find_task
+from flexrl.text_encoders import embed, find_encoder
+
+
+def probe(name: str) -> tuple[dict[str, float], list[str]]:
+    """The share of held-out phrases understood, by skill, and those that were not."""
+    encoder = find_encoder(name)
+    skills = SKILLS["humanoid"]
+    families = [find_task("humanoid", skill).words for skill in skills]
+
+    def vectors(kind: str) -> tuple[torch.Tensor, np.ndarray, list[str]]:
+        phrases = [(i, phrase) for i, family in enumerate(families) for phrase in getattr(family, kind)]
+        rows = embed([phrase for _, phrase in phrases], encoder)
+        return torch.tensor(rows, dtype=torch.float32), np.array([i for i, _ in phrases]), [phrase for _, phrase in phrases]
+
+    known, which, _ = vectors("train")
+    asked, truth, phrases = vectors("held_out")
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(known.shape[1], len(skills))
+    optimiser = torch.optim.AdamW(linear.parameters(), lr=0.05, weight_decay=0.01)
+    for _ in range(600):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(linear(known), torch.from_numpy(which)).backward()
+        optimiser.step()
+    answer = linear(asked).argmax(dim=1).numpy()
+    wrong = [f"{p!r} as {skills[a]}" for p, a, t in zip(phrases, answer, truth, strict=True) if a != t]
+    return {skill: float(np.mean(answer[truth == i] == i)) for i, skill in enumerate(skills)}, wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", action="append", default=["hashed_ngrams"])
+    for name in parser.parse_args().encoder:
+        shares, wrong = probe(name)
+        print(f"{name}: {np.mean(list(shares.values())):.0%} of held-out phrases understood")
+        print("  " + ", ".join(f"{skill} {share:.0%}" for skill, share in shares.items()))
+        print(f"  not: {'; '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()
