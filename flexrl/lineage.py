@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from flexrl import snapshots
 from flexrl.config import UserError
+from flexrl.runs import flat_ancestry
 from flexrl.words import duration
 
 T = TypeVar("T")
@@ -49,8 +50,13 @@ class Lineage(BaseModel):
     name: str
     seed: int
     parents: dict[str, str]  # path: content hash
-    ancestry: dict[str, Lineage] = {}  # path: what the parent said of itself when the run began
+    ancestry: dict[str, Lineage] = {}  # content hash: what an ancestor said of itself when the run began
     attempts: list[Attempt] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, values: Any) -> Any:
+        return {**values, "ancestry": flat_ancestry(values)} if isinstance(values, dict) else values
 
     def tell(self, state: str | None) -> list[str]:
         """The attempts in words, of many the first and the last; `state` is the run's, null if it is not known."""
@@ -69,7 +75,7 @@ def parse_file(path: Path, parse: Callable[[bytes], T]) -> T:
         return parse(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: missing") from None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         raise UserError(f"{path}: damaged") from None
 
 
@@ -120,11 +126,11 @@ def trace(folder: Path) -> Ancestor:
     """The tree of ancestors of a run or a snapshot; UserError if the folder is neither."""
     if not any((folder / name).is_file() for name in ("lineage.json", snapshots.MANIFEST)):
         raise UserError(f"{folder}: is neither a run (no lineage.json) nor a snapshot (no {snapshots.MANIFEST})")
-    return _trace(str(folder), folder, None, None, set())
+    return _trace(str(folder), folder, None, {}, set())
 
 
-def _trace(path: str, folder: Path, recorded: str | None, told: Lineage | None, seen: set[Path]) -> Ancestor:
-    """`recorded` is its hash and `told` its lineage as its child has them."""
+def _trace(path: str, folder: Path, recorded: str | None, told: Mapping[str, Lineage], seen: set[Path]) -> Ancestor:
+    """`recorded` is its hash as its child has it, `told` the lineages that its descendants keep, by content hash."""
     snapshot = next((s for s in (folder, folder / "best", folder / "latest") if (s / snapshots.MANIFEST).is_file()), None)
     mark: Mark | None = None  # of a run before its first snapshot
     content_hash = problem = lineage = state = None
@@ -135,11 +141,11 @@ def _trace(path: str, folder: Path, recorded: str | None, told: Lineage | None, 
     except UserError as error:
         problem = problem or str(error)
     if lineage is None and mark == "missing":
-        lineage = told
+        lineage = told.get(recorded or "")
     repeated = folder.resolve() in seen
     seen.add(folder.resolve())
     parents = lineage.parents if lineage and not repeated else {}
-    ancestry = lineage.ancestry if lineage else {}
+    told = {**told, **(lineage.ancestry if lineage else {})}
     return Ancestor(
         path=path,
         mark=mark,
@@ -150,7 +156,7 @@ def _trace(path: str, folder: Path, recorded: str | None, told: Lineage | None, 
         num_steps=_num_steps(snapshot) if snapshot and mark != "damaged" else None,
         state=state,
         lineage=lineage,
-        parents=tuple(_trace(p, _locate(p, folder), parents[p], ancestry.get(p), seen) for p in parents),
+        parents=tuple(_trace(p, _locate(p, folder), parents[p], told, seen) for p in parents),
         repeated=repeated,
     )
 

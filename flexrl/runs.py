@@ -163,6 +163,14 @@ def _check_same(saved: Settings, given: Settings, folder: Path, path: Path) -> N
             )
 
 
+def flat_ancestry(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """The ancestors that a lineage tells of, by content hash, each once; older ones tell them by path, one within the other."""
+    found: dict[str, Any] = {}
+    for key, ancestor in lineage.get("ancestry", {}).items():
+        found |= flat_ancestry(ancestor) | {lineage["parents"].get(key, key): {**ancestor, "ancestry": {}}}
+    return found
+
+
 class Run(Generic[S]):
     """One run's folder. Entered, it holds the name's lock, writes lineage, and saves on SIGTERM and Ctrl-C."""
 
@@ -170,7 +178,7 @@ class Run(Generic[S]):
         self.folder, self.settings, self.name = folder, settings, folder.name
         self.latest, self.best = folder / "latest", folder / "best"
         self.parents: dict[str, str] = {}  # path: content hash
-        self.ancestry: dict[str, Any] = {}  # path: the parent's own lineage
+        self.ancestry: dict[str, Any] = {}  # content hash: an ancestor's own lineage, without those of its ancestors
         self.seed: int = getattr(settings, "seed", 0)
         self.stop_signal: int | None = None
         self._writing = False
@@ -223,7 +231,8 @@ class Run(Generic[S]):
         """
         self.parents[path] = snapshots.content_hash(folder)
         if (folder / "lineage.json").is_file():
-            self.ancestry[path] = json.loads((folder / "lineage.json").read_bytes())
+            lineage = json.loads((folder / "lineage.json").read_bytes())
+            self.ancestry |= flat_ancestry(lineage) | {self.parents[path]: {**lineage, "ancestry": {}}}
 
     def check_stop(self) -> None:
         """Raises Stopped if a signal came while its exception could not travel (inside a destructor, say)."""

@@ -701,3 +701,28 @@ def test_the_table_needs_neither_torch_nor_matplotlib(in_tmp):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "walk" in done.stdout
+
+
+def test_an_ancestor_of_two_parents_is_kept_once(tmp_path: Path) -> None:
+    """Lineages of before, which tell parents within parents, are read too."""
+    attempt = {"start": "2026-01-01T00:00:00+00:00", "command": "c", "how": "finished"}
+
+    def told(name: str, parents: dict[str, str], ancestry: dict[str, object]) -> dict[str, object]:
+        return {"name": name, "seed": 0, "parents": parents, "ancestry": ancestry, "attempts": [attempt]}
+
+    root = told("root", {}, {})
+    left, right = (told(name, {"r": "hash of root"}, {"r": root}) for name in ("left", "right"))
+    child = told("child", {"a": "hash of left", "b": "hash of right"}, {"a": left, "b": right})
+    flat = runs.flat_ancestry(child)
+    assert {key: value["name"] for key, value in flat.items()} == {
+        "hash of root": "root",
+        "hash of left": "left",
+        "hash of right": "right",
+    }
+    assert all(value["ancestry"] == {} for value in flat.values())
+    assert runs.flat_ancestry({**child, "ancestry": flat}) == flat
+    (tmp_path / "child").mkdir()
+    (tmp_path / "child" / "lineage.json").write_text(json.dumps(child))
+    tree = lineage.trace(tmp_path / "child")
+    assert [parent.lineage.name for parent in tree.parents if parent.lineage] == ["left", "right"]
+    assert tree.parents[0].parents[0].lineage == tree.parents[1].parents[0].lineage
