@@ -112,7 +112,7 @@ class Block(nn.Module):
 
     def _rest(self, x: Tensor, seen: Tensor) -> Tensor:
         x = x + self.drop(self.to_out(seen.transpose(1, 2).flatten(2)))
-        return x + self.drop(self.down(functional.gelu(self.up(self.norm_2(x)), approximate="tanh")))
+        return x + self.drop(self.down(functional.gelu(self.up(self.norm_2(x)))))
 
 
 class Cache:
