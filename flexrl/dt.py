@@ -75,8 +75,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) -> the same."""
         q, k, v = (self._heads(part) for part in self.to_qkv(self.norm_1(x)).chunk(3, dim=2))
-        places = torch.arange(x.shape[1], device=x.device)
-        return self._rest(x, self._attend(q, k, v, places <= places[:, None]))
+        return self._rest(x, self._attend(q, k, v))
 
     def forward_some(self, x: Tensor, first: int, every: int) -> Tensor:
         """What becomes of the tokens first, first + every, ... alone: for the last block, whose others nobody asks for."""
@@ -94,14 +93,16 @@ class Block(nn.Module):
         k, v = cache.append(layer, k, v)
         return self._rest(x, functional.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask(x.shape[1])))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """What each of `q` sees, where `mask` (queries, keys) is true, of (batch, heads, tokens, head width).
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What each of `q` sees, where `mask` (queries, keys) is true, of (batch, heads, tokens, head width); null: causal.
 
         On a CPU torch has no fused attention with dropout; written out, its dropout is ours.
         """
         dropout = self.drop_seen.p if self.training else 0.0
         if q.device.type != "cpu" or not dropout:
-            return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        if mask is None:
+            mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
         hidden = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
         q, k, v_flat = (part.flatten(0, 1) for part in (q, k, v))
         scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[2]))
