@@ -65,22 +65,26 @@ def main() -> None:
         resume(run, collector, writer)
         with Progress(settings.num_steps, collector.num_steps) as progress:
             clock, moment = Clock(collector.num_steps), None
-            while collector.num_steps < settings.num_steps:
-                ended = list(collector.step())
-                for episode in ended:
-                    writer.add(episode.steps, episode.row)
-                clock.count(ended)
-                if moment is not None and (writer.is_settled or writer.is_full):
-                    remember(run, moment, writer)
-                    run.save(force=True)
-                    moment = None
-                if writer.is_full:
-                    writer.flush()  # in the background
-                    moment = collector.get_state()
-                    run.log(collector.num_steps, clock.metrics(collector.num_steps))
-                if ended:
-                    progress.update(collector.num_steps, clock.metrics(collector.num_steps), -np.inf)
-                run.check_stop()
+            try:
+                while collector.num_steps < settings.num_steps:
+                    ended = list(collector.step())
+                    for episode in ended:
+                        writer.add(episode.steps, episode.row)
+                    clock.count(ended)
+                    if moment is not None and (writer.is_settled or writer.is_full):
+                        remember(run, moment, writer)
+                        run.save(force=True)
+                        moment = None
+                    if writer.is_full:
+                        writer.flush()  # in the background
+                        moment = collector.get_state()
+                        run.log(collector.num_steps, clock.metrics(collector.num_steps))
+                    if ended:
+                        progress.update(collector.num_steps, clock.metrics(collector.num_steps), -np.inf)
+                    run.check_stop()
+            finally:
+                if moment is not None:
+                    remember(run, moment, writer)  # which waits for the file
         for episode in collector.cut():
             writer.add(episode.steps, episode.row)
         run.num_steps = collector.num_steps

@@ -101,7 +101,10 @@ def main() -> None:
     world_settings = evaluation_settings(settings.world, arguments.episodes, arguments.physics, arguments.task)
     if snapshot and snapshot.about["kind"] == "offline":
         check_seen(world_settings, arguments.skill, arguments.model)
-    world = make_world(choose_skill(check_task(world_settings), arguments.skill), arguments.seed)
+    try:
+        world = make_world(choose_skill(check_task(world_settings), arguments.skill), arguments.seed)
+    except ValueError as error:
+        raise UserError(f"{arguments.model}: {error}") from None
     with contextlib.closing(world):
         policy = make_policy(snapshot, arguments, world)
         if arguments.viewer:
@@ -166,6 +169,8 @@ def make_policy(snapshot: Snapshot | None, arguments: argparse.Namespace, world:
     if snapshot is not None:
         prompt = None if arguments.prompt is None else [part.strip() for part in arguments.prompt.split(",")]
         return load_policy(snapshot, not arguments.stochastic, read_target(arguments.target_return), prompt)
+    if arguments.prompt is not None or arguments.target_return != "auto":
+        raise UserError(f"--prompt, --target-return: {arguments.model} sees no goal; leave them away")
     if arguments.model == "random":
         return RandomPolicy(world.action_space, arguments.seed)
     return ZeroPolicy(world.action_space)

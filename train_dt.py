@@ -10,6 +10,7 @@ Several GPUs train one model, each on batches of its own:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ import psutil
 import torch
 
 from flexrl import parallel, runs, snapshots
+from flexrl.config import UserError
+from flexrl.dataset import Dataset
 from flexrl.offline import OfflineLearner
 from flexrl.offline_training import (
     TrainDTSettings,
@@ -43,30 +46,38 @@ FLAGS = (
 
 def main() -> None:
     peers = parallel.join()
-    if not peers.leads:
-        follow(peers)
-        return
-    settings, run = runs.begin(TrainDTSettings, __doc__, rehearse, FLAGS)
-    torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
-    datasets = open_all(settings)
-    if not snapshots.exists(run.latest):
-        for path, dataset in zip(settings.datasets, datasets, strict=True):
-            dataset.verify()
-            run.add_parent(path, dataset.folder)
-        if settings.init_from is not None:
-            run.add_parent(settings.init_from, Path(settings.init_from))
-    with run:
-        torch.manual_seed(settings.seed)
-        learner, held_out = make_learner(settings, datasets, peers)
-        best = resume(run, learner)
-        latest = str(run.latest) if snapshots.exists(run.latest) else None
-        peers.agree({"settings": settings.model_dump(mode="json"), "latest": latest})
+    (lead if peers.leads else follow)(peers)
+    peers.leave()
+
+
+def lead(peers: parallel.Peers) -> None:
+    """The whole training, but for the other processes' gradients."""
+    with contextlib.ExitStack() as stack:
+        with peers.opening():
+            settings, run = runs.begin(TrainDTSettings, __doc__, rehearse, FLAGS)
+            use_cores(settings, peers)
+            datasets = open_all(settings)
+            latest = run.latest if snapshots.exists(run.latest) else None
+            if latest is None:
+                for path, dataset in zip(settings.datasets, datasets, strict=True):
+                    dataset.verify()
+                    run.add_parent(path, dataset.folder)
+                if settings.init_from is not None:
+                    run.add_parent(settings.init_from, Path(settings.init_from))
+            stack.enter_context(run)
+            if latest is not None:
+                check_unchanged(run, settings, datasets)
+            torch.manual_seed(settings.seed)
+            learner, held_out = make_learner(settings, datasets, peers, latest)
+            best = resume(run, learner)
+        peers.agree({"settings": settings.model_dump(mode="json"), "latest": latest and str(latest)})
         peers.agree("begin")  # when all of them have read latest/, which is written from here on
         with Progress(settings.num_updates, learner.num_updates, "updates") as progress:
             while peers.agree(learner.num_updates < settings.num_updates and not out_of_patience(settings, best)):
                 metrics = learner.improve()
-                if not np.isfinite(metrics["train/loss"]):
-                    raise runs.Failed(f"train/loss is {metrics['train/loss']}: the weights are lost; lower learning_rate")
+                for name in ("train/loss", "train/grad_norm"):
+                    if not np.isfinite(metrics[name]):
+                        raise runs.Failed(f"{name} is {metrics[name]}: the weights are lost; lower learning_rate")
                 ends = learner.num_updates >= settings.num_updates
                 if learner.num_updates % settings.evaluation.every == 0 or ends:
                     progress.say("evaluating")
@@ -85,23 +96,40 @@ def main() -> None:
             why = f"the held-out loss had not fallen for {settings.patience} evaluations"
             print(f"ended after {learner.num_updates:,} updates: {why}", file=sys.stderr)
             remember(run, settings, learner, best)
-    peers.leave()
     print(f"watch it: {python()} play.py --model {run.best}")
 
 
 def follow(peers: parallel.Peers) -> None:
     """The part of a process that does not lead: from where the leader is, its gradients, as long as the leader goes on."""
     told = peers.agree(None)
+    if told is None:  # the leader could not begin, and says why
+        return
     settings = TrainDTSettings.model_validate(told["settings"])
-    torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
+    use_cores(settings, peers)
     torch.manual_seed(settings.seed)  # for the first weights, which are the leader's
-    learner, _ = make_learner(settings, open_all(settings), peers)
-    if told["latest"] is not None:
-        learner.set_state(read_state(Path(told["latest"])))
+    latest = Path(told["latest"]) if told["latest"] else None
+    learner, _ = make_learner(settings, open_all(settings), peers, latest)
+    if latest is not None:
+        learner.set_state(read_state(latest))
     peers.agree(None)
     while peers.agree(None):
         learner.improve()
-    peers.leave()
+
+
+def use_cores(settings: TrainDTSettings, peers: parallel.Peers) -> None:
+    """Torch's threads: those asked for, or this process's share of the cores."""
+    cores = psutil.cpu_count(logical=False) or 1
+    torch.set_num_threads(settings.torch_threads or max(1, cores // peers.local_size))
+
+
+def check_unchanged(run: runs.Run[TrainDTSettings], settings: TrainDTSettings, datasets: list[Dataset]) -> None:
+    """UserError if a dataset is not the one that the run began with."""
+    for path, dataset in zip(settings.datasets, datasets, strict=True):
+        if run.lineage["parents"].get(path) != dataset.sha256:
+            raise UserError(
+                f"datasets: {path} is not what {run.folder} began with; put it back, or go on with its weights under another "
+                f"--name and --set init_from={run.latest}"
+            )
 
 
 def remember(

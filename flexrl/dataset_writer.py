@@ -28,6 +28,7 @@ from flexrl.dataset import (
     shard_name,
     to_arrow,
 )
+from flexrl.runs import Failed
 
 DESCRIBED = ("observation", "action", "reward", "command")  # columns that stats.json tells about
 
@@ -121,7 +122,7 @@ class DatasetWriter:
         return self._writing is None or self._writing.done()
 
     def settle(self) -> None:
-        """Waits until it is; raises what went wrong there."""
+        """Waits until it is; Failed if the disk refused it."""
         if self._writing is not None:
             self._writing.result()
             self._writing = None
@@ -174,10 +175,14 @@ class DatasetWriter:
     def _put(self, name: str, write: Callable[[Path], object]) -> None:
         """A file of that name, whole and on disk before it takes the name."""
         temporary = self.folder / f".{name}.new"
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / name)
+        except OSError as error:
+            why = f"{self.folder / name}: cannot be written: {error.strerror}"
+            raise Failed(f"{why}; make room, and --resume goes on") from None
 
     def _count(self, name: str) -> None:
         self._hashes[name] = snapshots.file_hash(self.folder / name)
@@ -208,7 +213,7 @@ class DatasetWriter:
                 moments.set_state(state["moments"][name])
         (self.folder / snapshots.MANIFEST).unlink(missing_ok=True)
         for path in [*self.folder.glob("[0-9]*.arrow"), *self.folder.glob(".*.new")]:
-            if path.name not in self._hashes:
+            if path.name not in self._hashes and path.is_file():
                 path.unlink()
 
 

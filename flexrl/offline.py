@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexrl.config import Settings, choice
+from flexrl.config import Settings, UserError, choice
 from flexrl.dt import ACTION, BODY, GOAL, RETURN, TARGET, DecisionTransformer, Sizes
 from flexrl.learner_settings import Schedule
 from flexrl.parallel import Peers
@@ -133,12 +133,15 @@ def prompt_parts(model: Any, goal: Sequence[GoalPart]) -> list[Part]:
     return [*parts, "return"] if model.returns else parts
 
 
-def make_model(settings: Any, sampler: WindowSampler) -> DecisionTransformer | Cloner:
-    """The model that the settings name, of the sampler's sizes."""
+def make_model(settings: Any, sampler: WindowSampler, max_time: int | None = None) -> DecisionTransformer | Cloner:
+    """The model that the settings name, of the sampler's sizes.
+
+    `max_time`: steps of the longest episode that it tells apart; null: of the sampler's datasets.
+    """
     if isinstance(settings, CloningSettings):
         goal = sampler.goal_size if settings.kind == "gcbc" else 0
         return Cloner(sampler.body_size, goal, sampler.info.action_size, settings)
-    longest = max(int(dataset.episodes.length.max()) for dataset in sampler.datasets)
+    longest = max_time or max(int(dataset.episodes.length.max()) for dataset in sampler.datasets)
     return DecisionTransformer(sizes_of(settings, sampler.body_size, goal_sizes(sampler.info, sampler.goal), sampler, longest))
 
 
@@ -272,6 +275,7 @@ class OfflineLearner:
         slots = self._optimiser.state_dict()["state"]
         return {
             "num_updates": self.num_updates,
+            "num_processes": self._peers.size,
             "rng": pack_generator(self._rng),
             "random": random_state(),
             "model": {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()},
@@ -279,7 +283,14 @@ class OfflineLearner:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on exactly where `get_state` was taken."""
+        """Goes on exactly where `get_state` was taken; UserError if another number of processes was at it."""
+        num_processes = int(state.get("num_processes", 1))
+        if num_processes != self._peers.size:
+            launcher = f"torchrun --nproc-per-node {num_processes}" if num_processes > 1 else "python"
+            raise UserError(
+                f"it was trained by {num_processes} processes, not {self._peers.size}, and goes on exactly with as many alone: "
+                f"{launcher} train_dt.py ... --resume"
+            )
         self.num_updates = int(state["num_updates"])
         unpack_generator(self._rng, state["rng"])
         set_random_state(state["random"])

@@ -6,13 +6,13 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flexrl import snapshots
 from flexrl.config import Settings, UserError
@@ -35,7 +35,7 @@ from flexrl.offline import (
 )
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
 from flexrl.parallel import Peers
-from flexrl.policies import Policy, open_snapshot
+from flexrl.policies import Policy, Snapshot, open_snapshot
 from flexrl.windows import GOAL_BLOCKS, Windows, WindowSampler, split
 from flexrl.worlds import GymnasiumSettings, describe_space, evaluation_settings, make_world
 
@@ -107,6 +107,17 @@ class TrainDTSettings(Settings):
     # null: as many as there are CPU cores
     torch_threads: int | None = Field(None, ge=1, le=1024)
 
+    @field_validator("hide", mode="before")
+    @classmethod
+    def _names_parts(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # a union's own message would speak of the number alone
+            for part, share in value.items():
+                if part not in (*get_args(GoalPart), "return"):
+                    raise ValueError(f"there is no part {part!r} of a goal; there are {', '.join(get_args(GoalPart))}, return")
+                if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+                    raise ValueError(f"{part}: expected a share from 0 to below 1, found {share!r}")
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> TrainDTSettings:
         rates = self.learning_rate
@@ -150,6 +161,8 @@ def rehearse(settings: TrainDTSettings, is_new: bool) -> None:
     kind, _, index = settings.device.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: there is no {settings.device} among {torch.cuda.device_count()} GPUs here; write auto")
+    if not is_new:  # what it began with, and its parent, may be gone
+        settings = settings.model_copy(update={"init_from": None})
     learner, _ = make_learner(settings, open_all(settings))
     low, high = learner.numbers.low, learner.numbers.high
     if not (np.isfinite(low) & np.isfinite(high) & (high > low)).all():
@@ -157,9 +170,12 @@ def rehearse(settings: TrainDTSettings, is_new: bool) -> None:
 
 
 def make_learner(
-    settings: TrainDTSettings, datasets: list[Dataset], peers: Peers = ALONE
+    settings: TrainDTSettings, datasets: list[Dataset], peers: Peers = ALONE, latest: Path | None = None
 ) -> tuple[OfflineLearner, WindowSampler]:
-    """The learner, and what draws from the episodes that are held out (from all, if none are)."""
+    """The learner, and what draws from the episodes that are held out (from all, if none are).
+
+    `latest`: the snapshot that the run goes on from, whose weights are the caller's to put in; null for a new run.
+    """
     masks = [split(dataset, settings.top, settings.held_out) for dataset in datasets]
     length = settings.model.context if isinstance(settings.model, DTSettings) else 1
     returns = isinstance(settings.model, DTSettings) and settings.model.returns
@@ -170,9 +186,17 @@ def make_learner(
     sampler = draw_from([learned for learned, _ in masks])
     nothing_held = not any(held.any() for _, held in masks)
     held_out = draw_from([learned if nothing_held else held for learned, held in masks])
-    model, numbers = make_model(settings.model, sampler), Numbers.of(sampler)
-    if settings.init_from is not None:
-        numbers = begin_with(model, settings.init_from)
+    parent = None
+    if latest is None and settings.init_from is not None:
+        parent = open_parent(settings.init_from)
+    sizes = parent.about["sizes"] if parent else json.loads((latest / "snapshot.json").read_bytes())["sizes"] if latest else {}
+    model = make_model(settings.model, sampler, sizes.get("max_time"))
+    if parent is not None:
+        numbers = begin_with(model, parent, str(settings.init_from))
+    elif latest is not None:
+        numbers = Numbers.from_arrays(snapshots.read_arrays(latest / "normaliser.safetensors"))
+    else:
+        numbers = Numbers.of(sampler)
     learner = OfflineLearner(
         model,
         sampler,
@@ -194,16 +218,22 @@ def make_learner(
     return learner, held_out
 
 
-def begin_with(model: Any, path: str) -> Numbers:
-    """Puts the weights of an earlier model into this one; returns the numbers that it was trained with."""
+def open_parent(path: str) -> Snapshot:
+    """The snapshot to begin with; UserError if it is none of train_dt.py's."""
     try:
         parent = open_snapshot(Path(path))
-        if parent.about["kind"] != "offline":
-            raise UserError(f"{path} was not made by train_dt.py; name a snapshot that was")
-        weights = snapshots.read_arrays(parent.folder / "policy.safetensors")
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
+    if parent.about["kind"] != "offline":
+        raise UserError(f"init_from: {path} was not made by train_dt.py; name a snapshot that was")
+    return parent
+
+
+def begin_with(model: Any, parent: Snapshot, path: str) -> Numbers:
+    """Puts the weights of an earlier model into this one; returns the numbers that it was trained with."""
+    weights = snapshots.read_arrays(parent.folder / "policy.safetensors")
+    try:
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except RuntimeError:
         raise UserError(f"init_from: {path} has another model, goal or body; write its model and goal") from None
     return Numbers.from_arrays(snapshots.read_arrays(parent.folder / "normaliser.safetensors"))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
+
+from flexrl.config import UserError
+
+PATIENCE = timedelta(days=1)  # that the others wait for the leader, who evaluates alone
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,7 @@ class Peers:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on this machine: the number of its GPU
+    local_size: int = 1  # processes on this machine
 
     @property
     def leads(self) -> bool:
@@ -25,10 +32,31 @@ class Peers:
         return self.rank == 0
 
     def device(self, asked: str) -> str:
-        """The device of this process: with several, and auto or cuda asked for, a GPU of its own."""
+        """The device of this process: with several, and auto or cuda asked for, a GPU of its own.
+
+        UserError if several are to share one.
+        """
         if asked == "auto":
-            asked = "cuda" if torch.cuda.is_available() else "cpu"
-        return f"cuda:{self.local_rank}" if asked == "cuda" and self.size > 1 else asked
+            asked = "cuda" if self.has_gpus else "cpu"
+        if self.size == 1 or asked == "cpu":
+            return asked
+        if asked != "cuda" or not self.has_gpus:
+            raise UserError(f"device: {self.local_size} processes cannot share {asked}; write auto, and start one for each GPU")
+        return f"cuda:{self.local_rank}"
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether there is one for each process of this machine."""
+        return torch.cuda.is_available() and torch.cuda.device_count() >= self.local_size
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """What the leader does before it first tells the others anything; if that fails, they are told None."""
+        try:
+            yield
+        except BaseException:
+            self.agree(None)
+            raise
 
     def average(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replaces each gradient by its mean over all processes, in one message."""
@@ -60,9 +88,9 @@ def join() -> Peers:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Peers()
-    peers = Peers(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
-    use_gpus = torch.cuda.is_available() and torch.cuda.device_count() > peers.local_rank
-    if use_gpus:
+    rank, *local = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    peers = Peers(rank, size, *local)
+    if peers.has_gpus:
         torch.cuda.set_device(peers.local_rank)
-    distributed.init_process_group("nccl" if use_gpus else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if peers.has_gpus else "gloo", timeout=PATIENCE)
     return peers

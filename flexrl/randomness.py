@@ -40,7 +40,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state({"bit_generator": "MT19937", "state": words, **gauss})
     torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
     if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state_all([torch.from_numpy(part.copy()) for part in state["cuda"]])
+        torch.cuda.set_rng_state_all([torch.from_numpy(part.copy()) for part in state["cuda"][: torch.cuda.device_count()]])
 
 
 @contextlib.contextmanager

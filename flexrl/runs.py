@@ -254,7 +254,9 @@ class Run(Generic[S]):
         self._lock.close()
         if isinstance(error, Stopped):
             where = "" if self.folder.parent == Path("workspace") else f" --workspace {self.folder.parent}"
-            again = f"{python()} {Path(sys.argv[0]).name} --name {self.name} --resume{where}"
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            launcher = f"torchrun --nproc-per-node {processes}" if processes > 1 else python()
+            again = f"{launcher} {Path(sys.argv[0]).name} --name {self.name} --resume{where}"
             print(f"\nstopped by {error} at step {self.num_steps:,}; go on with: {again}", file=sys.stderr)
             sys.exit(128 + error.signum)
         if error is None and not saved:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, DatasetInfo
 from flexrl.goals import PLACE_SEEN
-from flexrl.text_encoders import embed, find_encoder
+from flexrl.text_encoders import Encoder, embed, find_encoder
 
 Array = NDArray[Any]
 # What a goal is made of, by the name of the block that shows it in a world's observation.
@@ -154,13 +154,16 @@ def goal_sizes(info: DatasetInfo, goal: Sequence[str]) -> list[int]:
     """Numbers in each part of a goal."""
     sizes = {"skill": len(info.skills), "command": 3, "place": 2}
     if "words" in goal:
-        sizes["words"] = 2 * find_encoder(encoder_of(info)).size
+        sizes["words"] = 2 * encoder_of(info).size
     return [sizes[part] for part in goal]
 
 
-def encoder_of(info: DatasetInfo) -> str:
-    """Who makes vectors of its words."""
-    return str(info.world.get("encoder", "hashed_ngrams"))
+def encoder_of(info: DatasetInfo) -> Encoder:
+    """Who makes vectors of its words; UserError if that is not here."""
+    try:
+        return find_encoder(str(info.world.get("encoder", "hashed_ngrams")))
+    except ValueError as error:
+        raise UserError(f"datasets: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def goal_reader(part: str, dataset: Dataset) -> Callable[[GoalSteps], Array]:
 
 
 def _words_reader(info: DatasetInfo) -> Callable[[GoalSteps], Array]:
-    vectors = embed([phrase.words for phrase in info.phrases], find_encoder(encoder_of(info))).astype(np.float32)
+    vectors = embed([phrase.words for phrase in info.phrases], encoder_of(info)).astype(np.float32)
     owners = np.array([info.skills.index(phrase.skill) for phrase in info.phrases])  # skill by skill
     counts = np.bincount(owners, minlength=len(info.skills))
     firsts = np.cumsum(counts) - counts

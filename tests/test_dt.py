@@ -382,12 +382,27 @@ def test_two_processes_train_one_model_and_go_on_exactly(dataset: Dataset, tmp_p
     done = run(together + train(tmp_path, "parts", dataset, *settings, "num_updates=8")[1:])
     assert done.returncode == 0, done.stderr
     more = script("train_dt.py", tmp_path, "--name", "parts", "--resume", "--set", "num_updates=20")
+    alone = run(more)
+    assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
+    assert "was trained by 2 processes, not 1" in alone.stderr
     done = run(together + more[1:])
     assert done.returncode == 0, done.stderr
     assert "going on exactly at update 8" in done.stderr
     assert all(np.array_equal(array, weights("parts")[key]) for key, array in weights("whole").items())
     assert run(train(tmp_path, "alone", dataset, *settings, "num_updates=20")).returncode == 0
     assert any(not np.array_equal(array, weights("alone")[key]) for key, array in weights("whole").items())
+
+
+def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    collect = script("collect.py", tmp_path, "--name", "d", "--model", str(SKILLS), "--steps", "400", "--set", "num_envs=4")
+    assert run(collect).returncode == 0
+    assert run(train(tmp_path, "m", open_dataset(tmp_path / "d"), "num_updates=2", "model={kind: bc}")).returncode == 0
+    more = script("collect.py", tmp_path, "--name", "d", "--resume", "--set", "num_steps=800")
+    assert run(more).returncode == 0
+    refused = run(script("train_dt.py", tmp_path, "--name", "m", "--resume", "--set", "num_updates=4"))
+    assert refused.returncode == 2
+    assert "is not what" in refused.stderr
+    assert "init_from=" in refused.stderr
 
 
 def test_training_goes_on_from_an_earlier_model(dataset: Dataset, tmp_path: Path) -> None:
@@ -415,6 +430,8 @@ def test_training_goes_on_from_an_earlier_model(dataset: Dataset, tmp_path: Path
         (["goal=[skill, skill]"], "goal: expected each part once"),
         (["model.returns=false", "hide=0.5"], "hide: only a dt with a goal"),
         (["goal=[skill]", "hide={words: 0.5}"], "hide: there is no words to hide; there is skill, return"),
+        (["goal=[skill]", "hide={skil: 0.5}"], "hide: there is no part 'skil' of a goal"),
+        (["goal=[skill]", "hide={skill: 1.5}"], "hide: skill: expected a share from 0 to below 1, found 1.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:
