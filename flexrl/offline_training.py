@@ -74,6 +74,8 @@ class TrainDTSettings(Settings):
     target: Literal["action", "intended"] = "intended"
     # what the model sees of the goal: any of skill, command (speeds and yaw rate), place, words
     goal: list[GoalPart] = []
+    # distorted copies of each phrase (typing errors, words that nobody knows) that words are drawn from, too
+    word_variants: int = Field(20, ge=0, le=1_000)
     # share of the windows that each part of the goal, and the return, is hidden in, so that a prompt may leave it out: one
     # for all, or by part: {skill: 0.5, return: 0.1}
     hide: Share | dict[Part, Share] = 0.0
@@ -181,7 +183,7 @@ def make_learner(
     returns = isinstance(settings.model, DTSettings) and settings.model.returns
 
     def draw_from(select: list[NDArray[np.bool_]]) -> WindowSampler:
-        return WindowSampler(datasets, select, settings.goal, length, returns, settings.target)
+        return WindowSampler(datasets, select, settings.goal, length, returns, settings.target, settings.word_variants)
 
     sampler = draw_from([learned for learned, _ in masks])
     nothing_held = not any(held.any() for _, held in masks)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+LETTERS = list("abcdefghijklmnopqrstuvwxyz")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -16,6 +20,26 @@ class Family:
     def name(self) -> str:
         """The first phrase."""
         return self.train[0]
+
+
+def distorted(phrase: str, rng: np.random.Generator) -> str:
+    """The phrase with typing errors in some words, and often one word that nobody knows, or none in its place."""
+    words = phrase.split()
+    lost = int(rng.integers(len(words))) if len(words) > 1 and rng.random() < 0.5 else None
+    if lost is not None:
+        unknown = "".join(rng.choice(LETTERS, size=int(rng.integers(3, 8))))
+        words[lost : lost + 1] = [unknown] if rng.random() < 0.7 else []
+    return " ".join(_mistyped(word, rng) if rng.random() < 0.2 else word for word in words)
+
+
+def _mistyped(word: str, rng: np.random.Generator) -> str:
+    """Two letters exchanged, one left out, or one typed twice."""
+    if len(word) < 3:
+        return word
+    i = int(rng.integers(len(word) - 1))
+    return (word[:i] + word[i + 1] + word[i] + word[i + 2 :], word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:])[
+        int(rng.integers(3))
+    ]
 
 
 NONE = Family(train=("",))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, DatasetInfo
 from flexrl.goals import PLACE_SEEN
+from flexrl.phrasings import distorted
 from flexrl.text_encoders import Encoder, embed, find_encoder
 
 Array = NDArray[Any]
@@ -36,9 +37,9 @@ class WindowSampler:
     """Draws windows of `length` steps, every step of the selected episodes as likely to be the first.
 
     Of the steps nothing is held but what is drawn; the episodes' returns-to-go are summed as they are needed (zero unless
-    `needs_returns`); words are drawn anew for each window, from its skill's. `target`: the column that is to be learned,
-    `action` or `intended`. `select` (one mask a dataset, (num_episodes,)) leaves episodes out. UserError where datasets
-    differ or nothing is left.
+    `needs_returns`); words are drawn anew for each window, from its skill's phrases and `word_variants` distorted copies of
+    each. `target`: the column that is to be learned, `action` or `intended`. `select` (one mask a dataset, (num_episodes,))
+    leaves episodes out. UserError where datasets differ or nothing is left.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class WindowSampler:
         length: int,
         needs_returns: bool = True,
         target: str = "action",
+        word_variants: int = 0,
     ) -> None:
         check_alike(datasets)
         self.datasets, self.length, self.goal, self._needs_returns = datasets, length, list(goal), needs_returns
         self._target = target
         self.info = datasets[0].info
         self._body_columns = self.info.columns_of(is_goal=False)
-        self._readers = [goal_reader(part, dataset) for dataset in datasets for part in goal]
+        self._readers = [goal_reader(part, dataset, word_variants) for dataset in datasets for part in goal]
         chosen = [np.flatnonzero(mask) for mask in select]
         tables = [dataset.episodes for dataset in datasets]
         self._length, self._start = (
@@ -176,7 +178,7 @@ class GoalSteps:
     luck: NDArray[np.float64] | None  # [0, 1) a window and skill, (num_windows, num_skills), which draw its words; None: none
 
 
-def goal_reader(part: str, dataset: Dataset) -> Callable[[GoalSteps], Array]:
+def goal_reader(part: str, dataset: Dataset, word_variants: int = 0) -> Callable[[GoalSteps], Array]:
     """What reads a part of the goal, (num_windows, length, size), as a world shows it.
 
     UserError if the dataset does not tell.
@@ -190,7 +192,7 @@ def goal_reader(part: str, dataset: Dataset) -> Callable[[GoalSteps], Array]:
     if part == "command":
         return lambda steps: steps.columns["command"][steps.rows]
     if part == "words":
-        return _words_reader(info)
+        return _words_reader(info, word_variants)
     offset = 0
     for block in info.observation:
         if block.name == "place":
@@ -203,9 +205,12 @@ def goal_reader(part: str, dataset: Dataset) -> Callable[[GoalSteps], Array]:
     )
 
 
-def _words_reader(info: DatasetInfo) -> Callable[[GoalSteps], Array]:
-    vectors = embed([phrase.words for phrase in info.phrases], encoder_of(info)).astype(np.float32)
-    owners = np.array([info.skills.index(phrase.skill) for phrase in info.phrases])  # skill by skill
+def _words_reader(info: DatasetInfo, variants: int) -> Callable[[GoalSteps], Array]:
+    encoder, rng = encoder_of(info), np.random.default_rng(0)
+    vectors = embed([phrase.words for phrase in info.phrases], encoder).astype(np.float32)
+    copies = [p.words if i == 0 else distorted(p.words, rng) for p in info.phrases for i in range(1 + variants)]
+    drawn = embed(copies, encoder).astype(np.float32)  # skill by skill, as the phrases are
+    owners = np.repeat([info.skills.index(phrase.skill) for phrase in info.phrases], 1 + variants)
     counts = np.bincount(owners, minlength=len(info.skills))
     firsts = np.cumsum(counts) - counts
 
@@ -213,7 +218,7 @@ def _words_reader(info: DatasetInfo) -> Callable[[GoalSteps], Array]:
         if steps.luck is None:
             return vectors[steps.columns["goal"][steps.rows]]
         phrases = firsts + (steps.luck * counts).astype(np.int64)  # (num_windows, num_skills)
-        return vectors[np.take_along_axis(phrases, steps.columns["skill"][steps.rows].astype(np.int64), axis=1)]
+        return drawn[np.take_along_axis(phrases, steps.columns["skill"][steps.rows].astype(np.int64), axis=1)]
 
     return read
 

@@ -328,6 +328,10 @@ def test_each_window_draws_words_of_its_skill(dataset: Dataset) -> None:
         skills = windows.goal[i, :, :num_skills].argmax(axis=1)[windows.valid[i]]
         assert len(np.unique(windows.goal[i, :, num_skills:][windows.valid[i]], axis=0)) == len(np.unique(skills))
     assert len(seen) > 5 * num_skills
+    sampler = WindowSampler([dataset], [everything(dataset)], ["words"], 2, word_variants=10)
+    drawn = sampler.draw(300, np.random.default_rng(0)).goal[:, 0, :NUM_FEATURES]
+    known = np.mean([row.tobytes() in owners for row in drawn])
+    assert 0.05 < known < 0.6  # the phrases themselves, and what their copies have left as it was
 
 
 def test_a_policy_is_prompted_with_what_it_learned(dataset: Dataset, tmp_path: Path) -> None:
