@@ -10,6 +10,7 @@ manifest.json     SHA-256 of each of these files, written last: a folder without
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -187,6 +188,7 @@ class Dataset:
     stats: dict[str, dict[str, list[float]]]
     sha256: str
     _mapped: dict[int, dict[str, Array]] = field(default_factory=dict)
+    _maps: list[mmap.mmap] = field(default_factory=list)
 
     def shard(self, index: int) -> dict[str, Array]:
         """A file's columns as memory-mapped arrays (num_rows, ...); UserError if it is not what dataset.yaml says."""
@@ -194,10 +196,18 @@ class Dataset:
             self._mapped[index] = self._map(self.folder / shard_name(index))
         return self._mapped[index]
 
+    def release(self) -> None:
+        """Gives back the memory of all pages that were read; whoever touches one again has it from the system's cache."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
     def _map(self, path: Path) -> dict[str, Array]:
         try:
-            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        except (OSError, pa.ArrowException) as error:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps.append(mapped)
+            batch = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).get_batch(0)
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path}: is cut or damaged ({' '.join(str(error).split())}); {_COLLECT_AGAIN}") from None
         if batch.schema != self.schema:
             raise UserError(f"{path}: holds other columns than {self.folder / DATASET} says; it is of another dataset")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from flexrl.dataset import (
 )
 from flexrl.runs import Failed
 
+BLOCK = 8192  # rows whose moments are taken at once
 DESCRIBED = ("observation", "action", "reward", "command")  # columns that stats.json tells about
 
 
@@ -77,7 +78,7 @@ class DatasetWriter:
         self.num_steps = 0  # in all, those of files that are still to be written included
         self.num_shards = 0  # files of steps, the one that is being written included
         self._schema = schema_of(self.columns)
-        self._pending: list[Mapping[str, Array]] = []
+        self._pending: list[dict[str, Array]] = []
         self._num_pending = 0
         self._rows: list[dict[str, Any]] = []  # of the table of episodes
         self._hashes: dict[str, str] = {}
@@ -97,8 +98,8 @@ class DatasetWriter:
         """Whether enough steps have come together for a file."""
         return self._num_pending >= self.shard_steps
 
-    def add(self, steps: Mapping[str, Array], row: Mapping[str, Any]) -> None:
-        """An episode: its columns (length, ...), which are kept as they are, and its entries in the table."""
+    def add(self, steps: dict[str, Array], row: Mapping[str, Any]) -> None:
+        """An episode: its columns (length, ...), which are the writer's from here on, and its entries in the table."""
         length = len(steps["reward"])
         place = {"shard": self.num_shards, "start": self._num_pending, "length": length}
         self._rows.append({**place, **row})
@@ -127,13 +128,15 @@ class DatasetWriter:
             self._writing.result()
             self._writing = None
 
-    def _write_shard(self, name: str, episodes: Sequence[Mapping[str, Array]]) -> None:
+    def _write_shard(self, name: str, episodes: list[dict[str, Array]]) -> None:
         arrays = {
-            column: np.concatenate([steps[column] for steps in episodes], dtype=kind.dtype, casting="same_kind")
+            column: np.concatenate([steps.pop(column) for steps in episodes], dtype=kind.dtype, casting="same_kind")
             for column, kind in self.columns.items()
         }
         for column, moments in self._moments.items():
-            moments.add(arrays[column].reshape(len(arrays[column]), -1))
+            rows = arrays[column].reshape(len(arrays[column]), -1)
+            for first in range(0, len(rows), BLOCK):
+                moments.add(rows[first : first + BLOCK])
         batch = pa.record_batch([to_arrow(array) for array in arrays.values()], schema=self._schema)
         self._write_batch(name, batch)
 

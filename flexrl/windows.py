@@ -16,6 +16,8 @@ from flexrl.phrasings import distorted
 from flexrl.text_encoders import Encoder, embed, find_encoder
 
 Array = NDArray[Any]
+# Windows between which the pages that they touched, 30 KB each, are given back: memory does not grow with the data.
+RELEASE_EVERY = 4096
 # What a goal is made of, by the name of the block that shows it in a world's observation.
 GOAL_BLOCKS = {"skill": "one_hot", "command": "command", "place": "place", "words": "embedding"}
 
@@ -56,6 +58,7 @@ class WindowSampler:
         self.datasets, self.length, self.goal, self._needs_returns = datasets, length, list(goal), needs_returns
         self._target = target
         self.info = datasets[0].info
+        self._num_read = 0  # windows since pages were given back
         self._body_columns = self.info.columns_of(is_goal=False)
         self._readers = [goal_reader(part, dataset, word_variants) for dataset in datasets for part in goal]
         chosen = [np.flatnonzero(mask) for mask in select]
@@ -139,6 +142,11 @@ class WindowSampler:
             if self._needs_returns:
                 for i in mine.tolist():
                     returns[i] = _returns_to_go(columns["reward"][start[i] : end[i]], length)
+        self._num_read += count
+        if self._num_read >= RELEASE_EVERY:
+            self._num_read = 0
+            for dataset in self.datasets:
+                dataset.release()
         time = firsts[:, None] + np.arange(length)
         return Windows(body, goal, action, target, returns, time, valid)
 
