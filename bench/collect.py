@@ -1,6 +1,6 @@
 """What writing costs: collect.py beside stepping without writing, beside Minari's DataCollector, and its memory.
 
-    python bench/collect.py                      # rates, about 15 minutes
+    python bench/collect.py                      # rates, about 15 minutes (--alone: without Minari, 6)
     python bench/collect.py --memory 5_000_000   # peak memory and bytes a step of a long collection, and opening it
 
 `rate`: collect.py with the shipped skills, beside the same policy stepping the same world with nothing kept, turn by turn.
@@ -129,8 +129,11 @@ def open_and_draw(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=270_000, help="of a turn; a file is 65,536")
+    parser.add_argument(
+        "--steps", type=int, default=400_000, help="of a turn; the first file is full when the first episodes end"
+    )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help="leave Minari's DataCollector away")
     parser.add_argument("--memory", type=int, help="steps of one long collection, instead of the rates")
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -159,6 +162,8 @@ def rates(arguments: argparse.Namespace, workspace: Path) -> None:
         ratios.append(written / plain)
         print(f"stepping {plain:,.0f} steps/s, collecting {written:,.0f} steps/s: {ratios[-1]:.3f}", flush=True)
     print(f"collecting / stepping: {statistics.median(ratios):.3f} (median of {arguments.repeats})", flush=True)
+    if arguments.alone:
+        return
     os.environ["MINARI_DATASETS_PATH"] = str(workspace / "minari")
     model = v5_policy(workspace)
     found: dict[str, list[float]] = {"v5": [], "fast": []}
