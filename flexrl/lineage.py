@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from flexrl import snapshots
 from flexrl.config import UserError
-from flexrl.runs import flat_ancestry
+from flexrl.provenance import flat_ancestry
 from flexrl.words import duration
 
 T = TypeVar("T")

@@ -35,11 +35,12 @@ from flexrl.offline import (
 )
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
 from flexrl.parallel import Peers
-from flexrl.policies import Policy, Snapshot, open_snapshot
+from flexrl.policies import Policy, open_snapshot
 from flexrl.windows import GOAL_BLOCKS, Windows, WindowSampler, split
 from flexrl.worlds import GymnasiumSettings, describe_space, evaluation_settings, make_world
 
 ALONE = Peers()
+NORMALISER = "normaliser.safetensors"
 TARGET_QUANTILE = 0.9  # of the data's returns: what `--target-return auto` asks for
 
 
@@ -188,17 +189,12 @@ def make_learner(
     sampler = draw_from([learned for learned, _ in masks])
     nothing_held = not any(held.any() for _, held in masks)
     held_out = draw_from([learned if nothing_held else held for learned, held in masks])
-    parent = None
-    if latest is None and settings.init_from is not None:
-        parent = open_parent(settings.init_from)
-    sizes = parent.about["sizes"] if parent else json.loads((latest / "snapshot.json").read_bytes())["sizes"] if latest else {}
+    origin = latest if latest or settings.init_from is None else open_parent(settings.init_from)
+    sizes = {} if origin is None else json.loads((origin / "snapshot.json").read_bytes())["sizes"]
     model = make_model(settings.model, sampler, sizes.get("max_time"))
-    if parent is not None:
-        numbers = begin_with(model, parent, str(settings.init_from))
-    elif latest is not None:
-        numbers = Numbers.from_arrays(snapshots.read_arrays(latest / "normaliser.safetensors"))
-    else:
-        numbers = Numbers.of(sampler)
+    numbers = Numbers.of(sampler) if origin is None else Numbers.from_arrays(snapshots.read_arrays(origin / NORMALISER))
+    if origin is not None and latest is None:
+        begin_with(model, origin)
     learner = OfflineLearner(
         model,
         sampler,
@@ -220,25 +216,24 @@ def make_learner(
     return learner, held_out
 
 
-def open_parent(path: str) -> Snapshot:
-    """The snapshot to begin with; UserError if it is none of train_dt.py's."""
+def open_parent(path: str) -> Path:
+    """The snapshot to begin with, checked; UserError if it is none of train_dt.py's."""
     try:
         parent = open_snapshot(Path(path))
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
     if parent.about["kind"] != "offline":
         raise UserError(f"init_from: {path} was not made by train_dt.py; name a snapshot that was")
-    return parent
+    return parent.folder
 
 
-def begin_with(model: Any, parent: Snapshot, path: str) -> Numbers:
-    """Puts the weights of an earlier model into this one; returns the numbers that it was trained with."""
-    weights = snapshots.read_arrays(parent.folder / "policy.safetensors")
+def begin_with(model: Any, parent: Path) -> None:
+    """Puts the weights of an earlier model into this one; UserError if they do not fit."""
+    weights = snapshots.read_arrays(parent / "policy.safetensors")
     try:
         model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except RuntimeError:
-        raise UserError(f"init_from: {path} has another model, goal or body; write its model and goal") from None
-    return Numbers.from_arrays(snapshots.read_arrays(parent.folder / "normaliser.safetensors"))
+        raise UserError(f"init_from: {parent} has another model, goal or body; write its model and goal") from None
 
 
 def evaluate(settings: TrainDTSettings, learner: OfflineLearner, held_out: WindowSampler) -> dict[str, float]:
@@ -314,7 +309,7 @@ def snapshot_files(settings: TrainDTSettings, learner: OfflineLearner, scores: d
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in learner.model.state_dict().items()}
     return {
         "policy.safetensors": snapshots.pack_arrays(weights),
-        "normaliser.safetensors": snapshots.pack_arrays(learner.numbers.arrays()),
+        NORMALISER: snapshots.pack_arrays(learner.numbers.arrays()),
         "settings.yaml": yaml.safe_dump(values, sort_keys=False).encode(),
         "snapshot.json": json.dumps(about, indent=1).encode(),
     }

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,11 @@ def _gpus() -> dict[str, list[str]]:
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"gpus": names} if names else {}
+
+
+def flat_ancestry(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """The ancestors that a lineage tells of, by content hash, each once; older ones tell them by path, one within the other."""
+    found: dict[str, Any] = {}
+    for key, ancestor in lineage.get("ancestry", {}).items():
+        found |= flat_ancestry(ancestor) | {lineage["parents"].get(key, key): {**ancestor, "ancestry": {}}}
+    return found

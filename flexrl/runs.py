@@ -20,7 +20,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
-from flexrl.provenance import here, now, python
+from flexrl.provenance import flat_ancestry, here, now, python
 
 S = TypeVar("S", bound=Settings)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -161,14 +161,6 @@ def _check_same(saved: Settings, given: Settings, folder: Path, path: Path) -> N
             raise UserError(
                 f"{path}: {key} is not what {folder / 'config.yaml'} says; a resumed run keeps its settings: {hint}"
             )
-
-
-def flat_ancestry(lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """The ancestors that a lineage tells of, by content hash, each once; older ones tell them by path, one within the other."""
-    found: dict[str, Any] = {}
-    for key, ancestor in lineage.get("ancestry", {}).items():
-        found |= flat_ancestry(ancestor) | {lineage["parents"].get(key, key): {**ancestor, "ancestry": {}}}
-    return found
 
 
 class Run(Generic[S]):

@@ -713,14 +713,14 @@ def test_an_ancestor_of_two_parents_is_kept_once(tmp_path: Path) -> None:
     root = told("root", {}, {})
     left, right = (told(name, {"r": "hash of root"}, {"r": root}) for name in ("left", "right"))
     child = told("child", {"a": "hash of left", "b": "hash of right"}, {"a": left, "b": right})
-    flat = runs.flat_ancestry(child)
+    flat = provenance.flat_ancestry(child)
     assert {key: value["name"] for key, value in flat.items()} == {
         "hash of root": "root",
         "hash of left": "left",
         "hash of right": "right",
     }
     assert all(value["ancestry"] == {} for value in flat.values())
-    assert runs.flat_ancestry({**child, "ancestry": flat}) == flat
+    assert provenance.flat_ancestry({**child, "ancestry": flat}) == flat
     (tmp_path / "child").mkdir()
     (tmp_path / "child" / "lineage.json").write_text(json.dumps(child))
     tree = lineage.trace(tmp_path / "child")
