@@ -18,12 +18,13 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
-from flexrl import runs, snapshots
+from flexrl import command_line, runs, snapshots
 from flexrl.collection import CollectSettings, describe, make_crew, open_models, rehearse, world_of
 from flexrl.collector import Collector, Episode
 from flexrl.config import Settings, UserError
@@ -36,11 +37,11 @@ from flexrl.provenance import python
 from flexrl.worlds import closing, make_world
 
 FLAGS = (
-    runs.Flag(
+    command_line.Flag(
         *("--model", "PATH", "who acts: a snapshot's folder, random or zero; several times for several (weights in YAML)"),
         lambda texts: f"models={json.dumps([{'path': text} for text in texts])}",
     ),
-    runs.Flag("--steps", "N", "env steps in all (default: 200_000)", lambda texts: f"num_steps={texts[-1]}"),
+    command_line.Flag("--steps", "N", "env steps in all (default: 200_000)", lambda texts: f"num_steps={texts[-1]}"),
 )
 
 
@@ -49,7 +50,7 @@ def main() -> None:
         if any(text.partition("=")[0] == option for text in sys.argv[1:]):
             other()
             return
-    settings, run = runs.begin(CollectSettings, __doc__, rehearse, FLAGS)
+    settings, run = command_line.begin(CollectSettings, __doc__, rehearse, FLAGS)
     torch.set_num_threads(1)  # the cores are the physics'
     parents = open_models(settings)
     world_settings = world_of(settings, parents)
@@ -62,40 +63,25 @@ def main() -> None:
         writer = DatasetWriter(run.folder, info, settings.shard_steps)
         crew = make_crew(settings, parents, world)
         collector = Collector(world, crew, columns_of(info), settings.noise, settings.seed)
-        resume(run, collector, writer)
-        with Progress(settings.num_steps, collector.num_steps) as progress:
-            clock, moment = Clock(collector.num_steps), None
-            try:
-                while collector.num_steps < settings.num_steps:
-                    ended = list(collector.step())
-                    for episode in ended:
-                        writer.add(episode.steps, episode.row)
-                    clock.count(ended)
-                    if moment is not None and (writer.is_settled or writer.is_full):
-                        remember(run, moment, writer)
-                        run.save(force=True)
-                        moment = None
-                    if writer.is_full:
-                        writer.flush()  # in the background
-                        moment = collector.get_state()
-                        run.log(collector.num_steps, clock.metrics(collector.num_steps))
-                    if ended:
-                        progress.update(collector.num_steps, clock.metrics(collector.num_steps), -np.inf)
-                    run.check_stop()
-            finally:
-                if moment is not None:
-                    remember(run, moment, writer)  # which waits for the file
-        for episode in collector.cut():
-            writer.add(episode.steps, episode.row)
-        run.num_steps = collector.num_steps
-        writer.finish()
+        with Recording(run, collector, writer) as recording, Progress(settings.num_steps, collector.num_steps) as progress:
+            clock = Clock(collector.num_steps)
+            while collector.num_steps < settings.num_steps:
+                ended = recording.step()
+                clock.count(ended)
+                if ended:
+                    metrics = clock.metrics(collector.num_steps)
+                    progress.update(collector.num_steps, metrics, -np.inf)
+                    if recording.begin_file():
+                        run.log(collector.num_steps, metrics)
+                run.check_stop()
+        recording.finish()
     print(f"{writer.num_steps:,} steps in {writer.num_episodes:,} episodes: {run.folder}")
     print(f"look at them: {python()} report.py dataset {run.folder}")
 
 
 def export() -> None:
     """A finished dataset of the workspace in another format."""
-    parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="the dataset's folder in the workspace")
     parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where it lives (default: workspace)")
     parser.add_argument(
@@ -116,7 +102,7 @@ def export() -> None:
 
 def import_from_minari() -> None:
     """One of Minari's datasets as a dataset of the workspace."""
-    parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="the new dataset's folder in the workspace")
     parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where it is to live (default: workspace)")
     parser.add_argument("--import-minari", type=Path, required=True, metavar="PATH", help="the folder of Minari's dataset")
@@ -167,26 +153,69 @@ class Clock:
         return metrics
 
 
-def remember(run: runs.Run[CollectSettings], moment: dict[str, Any], writer: DatasetWriter) -> None:
-    """The collector's state between two files, with the writer's at that moment, as what run.save writes."""
-    document, arrays = snapshots.pack_tree({"collector": moment, "writer": writer.get_state()})
-    run.remember(moment["num_steps"], lambda: {"collection.json": document, "collection.safetensors": arrays})
+class Recording:
+    """A collection on its way to disk: files in the background, and latest/, which tells of the last file's end."""
 
+    def __init__(self, run: runs.Run[CollectSettings], collector: Collector, writer: DatasetWriter) -> None:
+        self._run, self._collector, self._writer = run, collector, writer
+        self._moment: dict[str, Any] | None = None  # the collector's state when the file that is being written was full
+        self._resume()
 
-def resume(run: runs.Run[CollectSettings], collector: Collector, writer: DatasetWriter) -> None:
-    """Puts both where latest/ is, if there is one, or begins."""
-    if not snapshots.exists(run.latest):
-        writer.set_state(None)
-        collector.begin()
-        return
-    arrays = snapshots.read_arrays(run.latest / "collection.safetensors")
-    state = snapshots.unpack_tree((run.latest / "collection.json").read_bytes(), arrays)
-    writer.set_state(state["writer"])
-    collector.set_state(state["collector"])
-    run.resumed_from(collector.num_steps)
-    how = "exactly" if isinstance(collector.world, MotorWorld) else "with new episodes (a Gymnasium world has no state to save)"
-    print(f"going on {how} at step {collector.num_steps:,}", file=sys.stderr)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._remember()  # the run saves it as it ends
+
+    def step(self) -> list[Episode]:
+        """One control step; the episodes that ended with it, which are the writer's."""
+        ended = list(self._collector.step())
+        for episode in ended:
+            self._writer.add(episode.steps, episode.row)
+        if self._moment is not None and (self._writer.is_settled or self._writer.is_full):
+            self._remember()
+            self._run.save(force=True)
+        return ended
+
+    def begin_file(self) -> bool:
+        """Begins to write a file if enough steps have come together; whether it did."""
+        if not self._writer.is_full:
+            return False
+        self._writer.flush()
+        self._moment = self._collector.get_state()
+        return True
+
+    def finish(self) -> None:
+        """The episodes that go on are cut, and the dataset is complete."""
+        for episode in self._collector.cut():
+            self._writer.add(episode.steps, episode.row)
+        self._run.num_steps = self._collector.num_steps
+        self._writer.finish()
+
+    def _remember(self) -> None:
+        """The moment, with the writer's (once the file is on disk), as what run.save writes."""
+        if self._moment is None:
+            return
+        moment, self._moment = self._moment, None
+        document, arrays = snapshots.pack_tree({"collector": moment, "writer": self._writer.get_state()})
+        self._run.remember(moment["num_steps"], lambda: {"collection.json": document, "collection.safetensors": arrays})
+
+    def _resume(self) -> None:
+        """Puts both where latest/ is, if there is one, or begins."""
+        latest = self._run.latest
+        if not snapshots.exists(latest):
+            self._writer.set_state(None)
+            self._collector.begin()
+            return
+        arrays = snapshots.read_arrays(latest / "collection.safetensors")
+        state = snapshots.unpack_tree((latest / "collection.json").read_bytes(), arrays)
+        self._writer.set_state(state["writer"])
+        self._collector.set_state(state["collector"])
+        self._run.resumed_from(self._collector.num_steps)
+        exact = isinstance(self._collector.world, MotorWorld)
+        how = "exactly" if exact else "with new episodes (a Gymnasium world has no state to save)"
+        print(f"going on {how} at step {self._collector.num_steps:,}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    runs.verb(main)
+    command_line.verb(main)

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flexrl import config, render, runs, viewer
+from flexrl import command_line, config, render, viewer
 from flexrl.config import UserError
 from flexrl.evaluation import Episode, Trail, check_trail, run_episodes, summarise
 from flexrl.motor_settings import MotorSettings, resolve_tasks
@@ -43,7 +43,7 @@ MAX_COLUMNS = 20  # episodes
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", required=True, help="a snapshot's folder, such as workspace/humanoid/best; or random, or zero"
     )
@@ -288,4 +288,4 @@ def print_table(episodes: list[Episode]) -> None:
 
 
 if __name__ == "__main__":
-    runs.verb(main)
+    command_line.verb(main)

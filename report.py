@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from flexrl import ledger, lineage, plots, runs
+from flexrl import command_line, ledger, lineage, plots
 from flexrl.config import UserError
 from flexrl.ledger import RunSummary
 from flexrl.lineage import Ancestor
@@ -50,8 +50,8 @@ def main() -> None:
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = runs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common = runs.Parser(add_help=False)
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = command_line.Parser(add_help=False)
     common.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="runs|curves|dataset|lineage")
     table = verbs.add_parser("runs", parents=[common], help="a table of the workspace")
@@ -209,4 +209,4 @@ def describe(ancestor: Ancestor) -> Text:
 
 
 if __name__ == "__main__":
-    runs.verb(main)
+    command_line.verb(main)

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from flexrl import parallel, runs, snapshots
+from flexrl import command_line, parallel, runs, snapshots
 from flexrl.config import UserError
 from flexrl.dataset import Dataset
 from flexrl.offline import OfflineLearner
@@ -38,7 +38,7 @@ from flexrl.progress import Progress
 from flexrl.provenance import python
 
 FLAGS = (
-    runs.Flag(
+    command_line.Flag(
         "--dataset", "PATH", "a folder that collect.py made; several times for several", lambda t: f"datasets={json.dumps(t)}"
     ),
 )
@@ -54,7 +54,7 @@ def lead(peers: parallel.Peers) -> None:
     """The whole training, but for the other processes' gradients."""
     with contextlib.ExitStack() as stack:
         with peers.opening():
-            settings, run = runs.begin(TrainDTSettings, __doc__, rehearse, FLAGS)
+            settings, run = command_line.begin(TrainDTSettings, __doc__, rehearse, FLAGS)
             use_cores(settings, peers)
             datasets = open_all(settings)
             latest = run.latest if snapshots.exists(run.latest) else None
@@ -162,4 +162,4 @@ def read_state(latest: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    runs.verb(main)
+    command_line.verb(main)

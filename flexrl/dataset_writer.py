@@ -28,7 +28,7 @@ from flexrl.dataset import (
     shard_name,
     to_arrow,
 )
-from flexrl.runs import Failed
+from flexrl.runs import OutOfResources
 
 BLOCK = 8192  # rows whose moments are taken at once
 DESCRIBED = ("observation", "action", "reward", "command")  # columns that stats.json tells about
@@ -123,7 +123,7 @@ class DatasetWriter:
         return self._writing is None or self._writing.done()
 
     def settle(self) -> None:
-        """Waits until it is; Failed if the disk refused it."""
+        """Waits until it is; OutOfResources if the disk refused it."""
         if self._writing is not None:
             self._writing.result()
             self._writing = None
@@ -185,7 +185,7 @@ class DatasetWriter:
             os.replace(temporary, self.folder / name)
         except OSError as error:
             why = f"{self.folder / name}: cannot be written: {error.strerror}"
-            raise Failed(f"{why}; make room, and --resume goes on") from None
+            raise OutOfResources(f"{why}; make room, and --resume goes on") from None
 
     def _count(self, name: str) -> None:
         self._hashes[name] = snapshots.file_hash(self.folder / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import json
@@ -12,20 +11,17 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
-from flexrl import config, snapshots
+from flexrl import config, exit_codes, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.provenance import flat_ancestry, here, now, python
 
 S = TypeVar("S", bound=Settings)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-EXIT_USER_ERROR = 2
-EXIT_OUT_OF_RESOURCES = 75
 
 
 class Stopped(BaseException):
@@ -39,34 +35,13 @@ class Stopped(BaseException):
 class Failed(Exception):
     """The run itself cannot go on (not the user's mistake); what there is has been saved."""
 
-
-def verb(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's `main`; a user's mistake becomes one line on stderr and exit code 2, without a traceback."""
-    try:
-        main()
-    except UserError as error:
-        print(str(error), file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except Failed as error:
-        print(str(error), file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # `play.py | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)
+    exit_code = exit_codes.FAILED
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with mistakes as one line; options are written out, as `--resum` could be a mistake."""
+class OutOfResources(Failed):
+    """It cannot go on for want of room on the disk, say; with more of it, --resume goes on."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**{"allow_abbrev": False} | arguments)
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError instead of printing the usage."""
-        raise UserError(f"{Path(sys.argv[0]).name}: {message} (see --help)")
+    exit_code = exit_codes.OUT_OF_RESOURCES
 
 
 def check_name(name: str) -> str:
@@ -74,93 +49,6 @@ def check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise UserError(f"--name {name!r}: expected letters, digits, '.', '_' or '-' (no '/' or '..'), such as --name walk_1")
     return name
-
-
-@dataclass(frozen=True)
-class Flag:
-    """An option of a verb that stands for a setting; `to_set` makes of what was given what --set would be given."""
-
-    option: str
-    metavar: str
-    help: str
-    to_set: Callable[[list[str]], str]
-
-
-def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None], flags: Sequence[Flag] = ()) -> tuple[S, Run[S]]:
-    """Reads the command line of a verb that makes a run, checks everything, and returns its settings and the run.
-
-    `rehearse(settings, is_new)` builds what they ask for, small, and raises UserError where they cannot work; `is_new`:
-    the run does not go on from a state of its own.
-    Nothing is written before the run is entered. `--check` prints the resolved settings and exits with 0.
-    """
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", help="the run's folder in the workspace")
-    parser.add_argument("--config", type=Path, help="YAML file of settings; without it, the defaults")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, such as num_steps=2e6")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of that name, exactly where it was saved")
-    parser.add_argument("--check", action="store_true", help="print the resolved settings and exit")
-    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live (default: workspace)")
-    for flag in flags:
-        parser.add_argument(flag.option, action="append", metavar=flag.metavar, help=flag.help)
-    arguments = parser.parse_args()
-    given = [(flag, getattr(arguments, flag.option.removeprefix("--").replace("-", "_"))) for flag in flags]
-    arguments.set = [flag.to_set(texts) for flag, texts in given if texts] + arguments.set
-    if arguments.name is None and not arguments.check:
-        raise UserError("--name: every run needs one, such as --name walk_1")
-    name = check_name(arguments.name or "check")
-    folder: Path = arguments.workspace / name
-    if arguments.resume and (folder / "config.yaml").is_file():
-        settings = config.load(model, folder / "config.yaml", arguments.set)
-        _check_goes_on(config.load(model, folder / "config.yaml"), settings, folder)
-        if arguments.config is not None:
-            _check_same(settings, config.load(model, arguments.config, arguments.set), folder, arguments.config)
-    elif arguments.resume and arguments.config is None:
-        raise UserError(f"--resume: there is no run {folder}; leave --resume away to start it")
-    else:
-        settings = config.load(model, arguments.config, arguments.set)
-    try:
-        rehearse(settings, not arguments.resume or not snapshots.exists(folder / "latest"))
-    except UserError as error:
-        key = str(error).partition(":")[0]
-        said = [f"--set {text}" for text in arguments.set if text.partition("=")[0].split(".")[0] == key]
-        raise UserError(f"{said[0] if len(said) == 1 else arguments.config or 'settings'}: {error}") from None
-    if arguments.check:
-        print(config.to_yaml(settings), end="")
-        sys.exit(0)
-    if not arguments.resume and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder}: there is a run of this name; add --resume to go on with it, or take another --name")
-    return settings, Run(folder, settings)
-
-
-def _check_goes_on(saved: Settings, settings: Settings, folder: Path) -> None:
-    """UserError if --set, given with --resume, changes what the saved training state was made with."""
-    free = type(settings).may_change
-    for key, old, new in _differences(saved.model_dump(mode="json"), settings.model_dump(mode="json")):
-        if not any(f"{key}.".startswith(f"{prefix}.") for prefix in free):
-            raise UserError(
-                f"--set {key}={new}: {folder} was trained with {old}, and goes on with it; "
-                f"with --resume only these may change: {', '.join(free)}; or start a run of another --name"
-            )
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two trees of plain values differ: dotted key, old and new value."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-    elif old != new:
-        yield key, old, new
-
-
-def _check_same(saved: Settings, given: Settings, folder: Path, path: Path) -> None:
-    """UserError if the file given with --resume says something else than the run's own settings."""
-    old, new = saved.model_dump(mode="json"), given.model_dump(mode="json")
-    for key in old:
-        if old[key] != new[key]:
-            hint = f"leave --config away, or change it with --set {key}=..."
-            raise UserError(
-                f"{path}: {key} is not what {folder / 'config.yaml'} says; a resumed run keeps its settings: {hint}"
-            )
 
 
 class Run(Generic[S]):
@@ -252,7 +140,7 @@ class Run(Generic[S]):
             print(f"\nstopped by {error} at step {self.num_steps:,}; go on with: {again}", file=sys.stderr)
             sys.exit(128 + error.signum)
         if error is None and not saved:
-            sys.exit(EXIT_OUT_OF_RESOURCES)
+            sys.exit(exit_codes.OUT_OF_RESOURCES)
 
     def remember(self, num_steps: int, files: Callable[[], dict[str, bytes]]) -> None:
         """Keep this moment as what `save` writes to latest/; `files` is called only then, and must hold copies."""

@@ -317,3 +317,17 @@ def test_steps_wait_in_a_ring_that_grows(monkeypatch: pytest.MonkeyPatch) -> Non
             np.testing.assert_array_equal(steps["action"], np.stack([expected[i], np.negative(expected[i])], axis=1))
             expected[i] = []
     assert longest > 8
+
+
+def test_a_full_disk_ends_with_75_and_the_run_goes_on_from_there(tmp_path: Path) -> None:
+    whole = made(tmp_path, "whole", "shard_steps=2000")
+    command = collect(tmp_path, "cut", "shard_steps=2000")
+    limit = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({1 << 20}, {1 << 20})); "
+    limited = [sys.executable, "-c", limit + "os.execv(sys.argv[1], sys.argv[1:])", *command]
+    done = run(limited)
+    assert done.returncode == 75, done.stderr
+    assert "make room, and --resume goes on" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    done = run([*command, "--resume"])
+    assert done.returncode == 0, done.stderr
+    assert open_dataset(tmp_path / "cut").sha256 == whole.sha256

@@ -10,7 +10,7 @@ from flexrl import config
 from flexrl.collection import CollectSettings
 from flexrl.config import UserError
 from flexrl.offline_training import TrainDTSettings
-from train import TrainSettings, rehearse
+from flexrl.training import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
 

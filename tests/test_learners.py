@@ -19,8 +19,8 @@ from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
 from flexrl.networks import MirroredActorCriticPolicy
 from flexrl.randomness import forked_randomness
+from flexrl.training import TrainSettings
 from flexrl.worlds import GymnasiumSettings, make_world, normalise
-from train import TrainSettings
 
 SMALL: dict[str, dict[str, Any]] = {
     "ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from flexrl import config
 from flexrl.config import UserError
 from flexrl.learners import make_learner
+from flexrl.training import TrainSettings, rehearse
 from flexrl.worlds import evaluation_settings, make_world, normalise
-from train import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
 EXAMPLES = [path for path in EXAMPLES if "# python train.py" in path.read_text(encoding="utf-8")]

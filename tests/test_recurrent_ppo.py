@@ -14,8 +14,8 @@ from stable_baselines3.common.logger import Logger
 from flexrl.learner_settings import SETTINGS, check_fit
 from flexrl.motor_settings import MotorSettings
 from flexrl.recurrent_ppo import RecurrentPPO
+from flexrl.training import TrainSettings
 from flexrl.worlds import make_world
-from train import TrainSettings
 
 NUM_STEPS, NUM_ENVS = 32, 4
 TASKS = {"v5": {"max_steps": 13}}  # episodes end within the rollout, and within chunks

@@ -12,9 +12,9 @@ from flexrl import config, snapshots
 from flexrl.config import UserError
 from flexrl.learners import Learner, make_learner
 from flexrl.policies import Snapshot, open_snapshot, snapshot_files
+from flexrl.training import TrainSettings
 from flexrl.warm_start import init_from
 from flexrl.worlds import make_world, normalise
-from train import TrainSettings
 
 UNAWARE = ["world.task=mixed", "world.num_envs=8", "learner.n_steps=8", "learner.batch_size=32", "world.num_threads=1"]
 AWARE = [*UNAWARE, "world.goal=[one_hot, command]"]
