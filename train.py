@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from flexrl import command_line, runs, snapshots
+from flexrl import command_line, machine, runs, snapshots
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
 from flexrl.policies import snapshot_files
@@ -26,7 +26,7 @@ from flexrl.worlds import closing
 
 def main() -> None:
     settings, run = command_line.begin(TrainSettings, __doc__, rehearse)
-    torch.set_num_threads(settings.torch_threads or psutil.cpu_count(logical=False) or 1)
+    torch.set_num_threads(settings.torch_threads or machine.num_cores())
     parent = find_parent(settings, run)
     with run, closing(make_training_world(settings)) as world:
         learner = make_learner(

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from flexrl import command_line, parallel, runs, snapshots
+from flexrl import command_line, machine, parallel, runs, snapshots
 from flexrl.config import UserError
 from flexrl.dataset import Dataset
 from flexrl.offline import OfflineLearner
@@ -118,8 +118,7 @@ def follow(peers: parallel.Peers) -> None:
 
 def use_cores(settings: TrainDTSettings, peers: parallel.Peers) -> None:
     """Torch's threads: those asked for, or this process's share of the cores."""
-    cores = psutil.cpu_count(logical=False) or 1
-    torch.set_num_threads(settings.torch_threads or max(1, cores // peers.local_size))
+    torch.set_num_threads(settings.torch_threads or machine.num_cores(peers.local_size))
 
 
 def check_unchanged(run: runs.Run[TrainDTSettings], settings: TrainDTSettings, datasets: list[Dataset]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import mujoco
 import numpy as np
 from mujoco.batch import Batch, SimulationError
 from numpy.typing import NDArray
+
+from flexrl import machine
 
 Array = NDArray[np.float64]
 Mode = Literal["v5", "fast"]
@@ -133,7 +134,7 @@ class Physics:
         self, body: Body, mode: Mode, num_envs: int, num_threads: int | None, exact_contacts: bool, servo: bool = False
     ) -> None:
         self.body, self.mode, self.servo, self.num_envs = body, mode, servo, num_envs
-        self.num_threads = min(num_threads or os.cpu_count() or 1, num_envs)
+        self.num_threads = min(num_threads or machine.num_threads(), num_envs)
         self.model = load_model(body, mode, servo)
         self.steps = body.v5_steps if mode == "v5" else body.fast_steps
         self.dt = self.model.opt.timestep * self.steps  # s, one control step

@@ -1,0 +1,177 @@
+"""A sweep's trials as Kubernetes manifests: the templates of k8s/, their holes filled as data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from flexrl import exit_codes, trial
+from flexrl.config import UserError
+from flexrl.sweeps import ROOT, ResourceSettings, SweepSettings, Trial
+
+Target = Literal["local", "kind", "gke"]
+Manifest = dict[str, Any]
+TEMPLATES = ROOT / "k8s"
+TRIALS_FILE = "trials.json.gz"
+MAX_CONFIG_MAP = 1 << 20  # bytes, of etcd
+HOLE = re.compile(r"\$\{(\w+)\}")
+LOCAL_IMAGE = "localhost/flex-rl@sha256:" + "0" * 64  # what runs here is this folder
+
+
+def render(
+    sweep: SweepSettings, trials: Sequence[Trial], target: Target, image: str | None = None, commit: str | None = None
+) -> tuple[Manifest, Manifest]:
+    """The Job and the ConfigMap that run these trials on the target; UserError if they do not fit."""
+    image = image or LOCAL_IMAGE
+    if target != "local" and "@sha256:" not in image:
+        raise UserError(
+            f"--image {image}: without a digest it may become another; write NAME@sha256:... (docker push prints it)"
+        )
+    packed = pack_trials(sweep, trials)
+    if len(packed) * 4 / 3 > MAX_CONFIG_MAP * 0.95:
+        raise UserError(f"{sweep.name}: its {len(trials):,} trials do not fit into one ConfigMap; make two sweeps of it")
+    digest = hashlib.sha256("".join(t.id for t in trials).encode()).hexdigest()
+    name = job_name(sweep.name, digest, len(trials))
+    labels = {
+        "app.kubernetes.io/name": "flex-rl",
+        "app.kubernetes.io/component": sweep.verb.removesuffix(".py").replace("_", "-"),
+        "app.kubernetes.io/instance": name,
+        "app.kubernetes.io/managed-by": "submit-sweep",
+        "flex-rl/sweep": sweep.name,
+        "kueue.x-k8s.io/queue-name": sweep.queue,
+    }
+    annotations = {"flex-rl/sweep-digest": f"sha256:{digest}", "flex-rl/git-commit": commit}
+    holes = {
+        "name": name,
+        "labels": labels,
+        "annotations": annotations,
+        "completions": len(trials),
+        "parallelism": min(sweep.parallelism, len(trials)),
+        "retries": sweep.retries,
+        "max_failed": None if sweep.max_failed is None else min(sweep.max_failed, len(trials)),
+        "failure_rules": failure_rules(),
+        "deadline": sweep.deadline,
+        "image": image,
+        "env": environment(sweep),
+        "resources": resources_of(sweep.resources),
+        "node_selector": node_selector(sweep.resources),
+        "tolerations": tolerations(sweep.resources),
+        "trials": {TRIALS_FILE: base64.b64encode(packed).decode()},
+    }
+    job, config_map = (fill(_read(TEMPLATES / file), holes) for file in ("job.yaml", "configmap.yaml"))
+    if target != "local":
+        job = merge(job, _read(TEMPLATES / f"{target}.yaml"))
+    return without_nulls(job), without_nulls(config_map)
+
+
+def job_name(sweep: str, digest: str, completions: int) -> str:
+    """The Job's name: the sweep's, cut so that its pods' host names ('-<index>' behind it) are DNS labels."""
+    room = 63 - len(f"-{max(completions - 1, 0)}") - 7
+    return f"{sweep[:room].rstrip('-')}-{digest[:6]}"
+
+
+def failure_rules() -> list[dict[str, Any]]:
+    """The table of exit codes, as a Job's podFailurePolicy; what it does not name counts as a failure."""
+    by_retry = {
+        retry: sorted(code for code, meaning in exit_codes.MEANINGS.items() if meaning.retry == retry)
+        for retry in ("never", "free")
+    }
+    actions = (("never", "FailIndex"), ("free", "Ignore"))
+    rules: list[dict[str, Any]] = [
+        {"action": action, "onExitCodes": {"containerName": "train", "operator": "In", "values": by_retry[retry]}}
+        for retry, action in actions
+    ]
+    return [*rules, {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+
+
+def environment(sweep: SweepSettings) -> list[dict[str, str]]:
+    """Where the trial finds what it is, and how many cores it may use."""
+    cores = str(max(math.floor(cpus(sweep.resources.cpu)), 1))
+    return [
+        {"name": trial.TRIALS, "value": f"/etc/flex-rl/{TRIALS_FILE}"},
+        {"name": trial.WORKSPACE, "value": f"/app/workspace/sweeps/{sweep.name}"},
+        {"name": "OMP_NUM_THREADS", "value": cores},
+        {"name": "HOME", "value": "/tmp"},
+        {"name": "MPLCONFIGDIR", "value": "/tmp/matplotlib"},
+    ]
+
+
+def resources_of(resources: ResourceSettings) -> Manifest:
+    """Requests and limits of a container."""
+    gpus = {"nvidia.com/gpu": str(resources.gpu)} if resources.gpu else {}
+    requests = {"cpu": resources.cpu, "memory": resources.memory, "ephemeral-storage": "2Gi"}
+    return {"requests": requests, "limits": {"memory": resources.memory, **gpus}}
+
+
+def node_selector(resources: ResourceSettings) -> Manifest | None:
+    """Which machines will do; null: any."""
+    chosen = {}
+    if resources.accelerator:
+        chosen["cloud.google.com/gke-accelerator"] = resources.accelerator
+    if resources.spot:
+        chosen["cloud.google.com/gke-spot"] = "true"
+    return chosen or None
+
+
+def tolerations(resources: ResourceSettings) -> list[Manifest] | None:
+    """Which taints do not matter; null: none."""
+    allowed: list[Manifest] = []
+    if resources.gpu:
+        allowed.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
+    if resources.spot:
+        allowed.append({"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"})
+    return allowed or None
+
+
+def cpus(quantity: str) -> float:
+    """Cores of a quantity of Kubernetes: 2, 0.5, 500m."""
+    return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
+
+
+def pack_trials(sweep: SweepSettings, trials: Sequence[Trial]) -> bytes:
+    """What each pod finds its trial in."""
+    return trial.pack([{"id": t.id, "verb": sweep.verb, "settings": t.settings.model_dump(mode="json")} for t in trials])
+
+
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def fill(tree: Any, holes: Mapping[str, Any]) -> Any:
+    """The tree with every text that is '${hole}' replaced by that value, whatever its type."""
+    if isinstance(tree, dict):
+        return {key: fill(value, holes) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [fill(value, holes) for value in tree]
+    hole = HOLE.fullmatch(tree) if isinstance(tree, str) else None
+    return holes[hole[1]] if hole else tree
+
+
+def merge(tree: Any, patch: Any) -> Any:
+    """`patch` laid over: mappings by key, lists of named mappings by name, null takes away."""
+    if isinstance(tree, dict) and isinstance(patch, dict):
+        return {**tree, **{key: merge(tree.get(key), value) for key, value in patch.items()}}
+    if isinstance(tree, list) and isinstance(patch, list) and all(isinstance(item, dict) and "name" in item for item in patch):
+        patches = {item["name"]: item for item in patch}
+        known = [merge(item, patches.pop(item["name"], {})) for item in tree]
+        return [*known, *patches.values()]
+    return patch
+
+
+def without_nulls(tree: Any) -> Any:
+    """The tree without what was left open."""
+    if isinstance(tree, dict):
+        return {key: without_nulls(value) for key, value in tree.items() if value is not None}
+    return [without_nulls(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def to_yaml(manifests: Sequence[Manifest]) -> str:
+    """Several manifests as one file for kubectl."""
+    return "---\n".join(yaml.safe_dump(manifest, sort_keys=False) for manifest in reversed(manifests))

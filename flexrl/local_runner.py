@@ -1,0 +1,259 @@
+"""Runs a sweep's Job on this machine as Kubernetes would: the same manifest, one process where a pod would be."""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from flexrl import exit_codes, machine, trial
+from flexrl.config import UserError
+from flexrl.job_manifests import Manifest, cpus
+from flexrl.provenance import now
+from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
+
+POLL = 0.2  # s
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """Kills (-9) a share of all attempts on purpose, each somewhere on its way, the same ones for the same seed."""
+
+    kill: float  # share of attempts
+    seed: int = 0
+
+    def where(self, trial_id: str, attempt: int, begin: int, end: int) -> int | None:
+        """The step after which this attempt is killed; null: it is left alone."""
+        rng = random.Random(f"{self.seed} {trial_id} {attempt}")
+        return begin + int(rng.random() * (end - begin)) if rng.random() < self.kill else None
+
+
+@dataclass
+class Process:
+    """An attempt that runs."""
+
+    index: int
+    trial: str
+    process: subprocess.Popen[bytes]
+    status: Status
+    killed_after: int | None  # step; by Chaos
+    deadline: float  # monotonic s
+    disrupted: bool = False
+    overdue: bool = False
+    gpus: tuple[int, ...] = ()
+
+    @property
+    def attempt(self) -> Attempt:
+        """Its row in the status."""
+        return self.status.attempts[-1]
+
+
+@dataclass
+class Runner:
+    """One Job, from its first index to its last."""
+
+    job: Manifest
+    config_map: Manifest
+    trials: Sequence[str]  # id of each index
+    planned: Mapping[str, int]  # steps, by id
+    ledger: Ledger
+    chaos: Chaos | None = None
+    # called now and then with what runs
+    show: Callable[[Sequence[Process], int], None] = lambda running, left: None
+    running: list[Process] = field(default_factory=list)
+    stop_signal: int | None = None
+
+    def __post_init__(self) -> None:
+        self.spec = self.job["spec"]
+        self.pod = self.spec["template"]["spec"]
+        self.container = self.pod["containers"][0]
+        self.slots, self._free_gpus = self._count_slots()
+
+    def run(self) -> bool:
+        """All trials that are not over yet, until they are; whether it was not stopped. The ledger is written as it goes."""
+        queue = [index for index, key in enumerate(self.trials) if self.ledger.status(key).state not in OVER]
+        with tempfile.TemporaryDirectory() as temporary, self._stopping():
+            for name, content in self.config_map["binaryData"].items():
+                (Path(temporary) / name).write_bytes(base64.b64decode(content))
+            try:
+                while (queue or self.running) and self.stop_signal is None:
+                    while queue and len(self.running) < self.slots and not self._is_hopeless():
+                        self.running.append(self._start(queue.pop(0), Path(temporary)))
+                    if not self.running:
+                        break  # hopeless
+                    time.sleep(POLL)
+                    for process in list(self.running):
+                        self._watch(process)
+                        if process.process.poll() is not None:
+                            self.running.remove(process)
+                            if self._end(process):
+                                queue.insert(0, process.index)
+                    self.show(self.running, len(queue))
+            finally:
+                self._stop_all()
+        return self.stop_signal is None
+
+    def _count_slots(self) -> tuple[int, list[int]]:
+        """How many trials fit here at a time, and this machine's GPUs."""
+        resources = self.container["resources"]
+        cores, asked = machine.num_threads(), cpus(resources["requests"]["cpu"])
+        memory, needed = psutil.virtual_memory().total, num_bytes(resources["requests"]["memory"])
+        if asked > cores:
+            raise UserError(f"resources.cpu: a trial wants {asked:g} cores, this machine has {cores}")
+        if needed > memory:
+            raise UserError(f"resources.memory: a trial wants {needed / 2**30:.1f} GiB, this machine has {memory / 2**30:.1f}")
+        slots = min(int(cores / asked), int(memory / needed), self.spec["parallelism"])
+        gpus = int(resources["limits"].get("nvidia.com/gpu", "0"))
+        if not gpus:
+            return slots, []
+        import torch  # here, as it takes a second
+
+        if gpus > torch.cuda.device_count():
+            raise UserError(f"resources.gpu: a trial wants {gpus}, this machine has {torch.cuda.device_count()}")
+        return min(slots, torch.cuda.device_count() // gpus), list(range(torch.cuda.device_count()))
+
+    def _is_hopeless(self) -> bool:
+        """Whether so many trials failed that the rest is not tried."""
+        limit = self.spec.get("maxFailedIndexes")
+        failed = sum(self.ledger.status(key).state in ("failed", "refused") for key in self.trials)
+        return limit is not None and failed > limit
+
+    def _start(self, index: int, mounted: Path) -> Process:
+        key = self.trials[index]
+        status = self.ledger.status(key)
+        number = len(status.attempts)
+        reached = self.ledger.step_of(key)
+        status.attempts.append(Attempt(start=now(), to_step=reached))
+        status.state = "running"
+        self.ledger.set_status(key, status)
+        num_gpus = int(self.container["resources"]["limits"].get("nvidia.com/gpu", "0"))
+        gpus, self._free_gpus = tuple(self._free_gpus[:num_gpus]), self._free_gpus[num_gpus:]
+        with self.ledger.log_of(key, number).open("wb") as log:
+            process = subprocess.Popen(
+                self._command(),
+                env=self._environment(index, mounted, gpus),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is the runner's; it stops them itself
+            )
+        planned = self.planned.get(key, 0)
+        after = self.chaos.where(key, number, min(reached, planned), planned) if self.chaos else None
+        deadline = time.monotonic() + self.pod.get("activeDeadlineSeconds", float("inf"))
+        return Process(index, key, process, status, after, deadline, gpus=gpus)
+
+    def _command(self) -> list[str]:
+        """The container's command, with this Python and this folder for the image's."""
+        python, *arguments = self.container["command"]
+        assert python == "python"
+        return [sys.executable, *(str(trial.ROOT / part) if part.endswith(".py") else part for part in arguments)]
+
+    def _environment(self, index: int, mounted: Path, gpus: Sequence[int]) -> dict[str, str]:
+        """The container's, where its volumes are folders of this machine."""
+        folders = {"/etc/flex-rl": mounted, "/app/workspace/sweeps": self.ledger.folder.parent.resolve()}
+        named = {}
+        for variable in self.container["env"]:
+            value = str(variable["value"])
+            inside = next((folder for folder in folders if value.startswith(f"{folder}/")), None)
+            named[variable["name"]] = str(folders[inside]) + value.removeprefix(inside) if inside else value
+        named |= {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {}
+        return {**os.environ, **named, trial.INDEX: str(index), trial.TIED: "1", "PYTHONUNBUFFERED": "1"}
+
+    def _watch(self, process: Process) -> None:
+        """Kills what Chaos chose, and what takes too long."""
+        doomed = process.killed_after is not None and not process.disrupted
+        if doomed and self.ledger.step_of(process.trial) > (process.killed_after or 0):
+            process.disrupted = True
+            process.process.kill()
+        if time.monotonic() > process.deadline and not process.overdue:
+            process.overdue = True
+            process.process.terminate()
+
+    def _end(self, process: Process) -> bool:
+        """Writes down how an attempt ended; whether the trial is to be tried again."""
+        code = process.process.wait()
+        code = 128 - code if code < 0 else code
+        self._free_gpus.extend(process.gpus)
+        attempt, status, key = process.attempt, process.status, process.trial
+        before = status.attempts[-2] if len(status.attempts) > 1 else None
+        attempt.end, attempt.exit_code, attempt.from_step = now(), code, self.ledger.resumed_at(key)
+        attempt.to_step = self.ledger.step_of(key)
+        if before is not None:
+            before.lost_steps = max(before.to_step - attempt.from_step, 0)
+        action = "Count" if process.overdue else self._action(code, process.disrupted)
+        attempt.how = self._words(code, process)
+        attempt.counted = action == "Count" and code != exit_codes.DONE
+        if code == exit_codes.DONE:
+            status.state, status.result = "done", self.ledger.result_of(key)
+        elif action == "FailIndex":
+            status.state = "refused"
+        elif attempt.counted and status.num_counted > self.spec["backoffLimitPerIndex"]:
+            status.state = "failed"
+        else:
+            status.state = "waiting"
+        self.ledger.set_status(key, status)
+        return status.state == "waiting"
+
+    def _words(self, code: int, process: Process) -> str:
+        if process.disrupted:
+            return "killed by --chaos" if self.stop_signal is None else "killed: it did not stop in time"
+        if process.overdue:
+            return f"took longer than the deadline of {self.pod['activeDeadlineSeconds']} s"
+        return exit_codes.meaning_of(code).words
+
+    def _action(self, code: int, disrupted: bool) -> str:
+        """What the Job's podFailurePolicy says: its first rule that matches, else Count."""
+        for rule in self.spec["podFailurePolicy"]["rules"]:
+            on = rule.get("onExitCodes")
+            if on is not None and code != 0 and (code in on["values"]) == (on["operator"] == "In"):
+                return str(rule["action"])
+            if disrupted and any(condition["type"] == "DisruptionTarget" for condition in rule.get("onPodConditions", [])):
+                return str(rule["action"])
+        return "Count"
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the loop between two polls."""
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            self.stop_signal = signum
+
+        handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _stop_all(self) -> None:
+        """Asks what still runs to save and leave, as the kubelet does, and kills what does not within the grace."""
+        for process in self.running:
+            process.process.terminate()
+        until = time.monotonic() + self.pod["terminationGracePeriodSeconds"]
+        for process in self.running:
+            try:
+                process.process.wait(max(until - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.disrupted = True
+                process.process.kill()
+            self._end(process)
+        self.running.clear()
+
+
+def num_bytes(quantity: str) -> float:
+    """Bytes of a quantity of Kubernetes: 2Gi, 500M."""
+    digits = quantity.rstrip("kMGTi")
+    return float(digits) * UNITS[quantity.removeprefix(digits)]

@@ -1,0 +1,34 @@
+"""What a process may use of the machine: its cores, whoever limited them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import psutil
+
+
+def num_threads() -> int:
+    """Logical cores for threads that wait for memory as much as they compute: physics."""
+    return min(os.cpu_count() or 1, *_limits())
+
+
+def num_cores(num_processes: int = 1) -> int:
+    """Physical cores for threads that compute all the time, torch's; each one's, if torchrun started so many processes."""
+    cores = min(psutil.cpu_count(logical=False) or 1, *_limits(with_openmp=num_processes == 1))  # torchrun sets it to 1
+    return max(cores // num_processes, 1)
+
+
+def _limits(with_openmp: bool = True) -> list[int]:
+    """OMP_NUM_THREADS, which whoever runs several processes sets; the affinity; the quota of a container."""
+    limits = [len(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else []
+    given = os.environ.get("OMP_NUM_THREADS", "") if with_openmp else ""
+    if given.isdecimal() and int(given) > 0:
+        limits.append(int(given))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, _, period = quota.read_text(encoding="utf-8").partition(" ")
+        if limit != "max":
+            limits.append(max(math.ceil(int(limit) / int(period)), 1))
+    return limits or [1 << 16]

@@ -1,0 +1,224 @@
+"""workspace/sweeps/<name>/: which trials there are, how each attempt ended, its log; plain files, no server."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flexrl import config, runs, snapshots
+from flexrl.config import UserError
+from flexrl.sweeps import SweepSettings, Trial
+
+State = Literal["waiting", "running", "done", "failed", "refused", "cancelled"]
+OVER = ("done", "failed", "refused", "cancelled")  # what nobody goes on with by itself
+TAIL = 1 << 16  # bytes at the end of a file of metrics that hold its last line
+RESULT = ("policy.safetensors", "normaliser.safetensors")
+
+
+@dataclass
+class Attempt:
+    """One process of a trial."""
+
+    start: str  # ISO 8601, UTC
+    end: str | None = None
+    exit_code: int | None = None  # 128 + n where signal n ended it
+    how: str = "running"
+    from_step: int = 0  # where it went on
+    to_step: int = 0  # what its metrics reached
+    lost_steps: int = 0  # of them, those that the next attempt did again
+    counted: bool = False  # whether it used up a retry
+
+
+@dataclass
+class Status:
+    """How a trial stands."""
+
+    state: State = "waiting"
+    attempts: list[Attempt] = field(default_factory=list)
+    result: str | None = None  # hash of what a finished one came to
+
+    @property
+    def num_counted(self) -> int:
+        """Attempts that used up a retry."""
+        return sum(attempt.counted for attempt in self.attempts)
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps that were done more than once, as an attempt was cut."""
+        return sum(attempt.lost_steps for attempt in self.attempts)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trial that was submitted once."""
+
+    id: str
+    label: str
+    seed: int
+    point: dict[str, Any]
+    verb: str
+    planned_steps: int | None
+    inputs: dict[str, str]
+    image: str | None
+    is_current: bool  # of the sweep as it was last submitted
+
+    @property
+    def title(self) -> str:
+        """Its label and its seed."""
+        return f"{self.label} seed={self.seed}" if self.label else f"seed={self.seed}"
+
+
+class Ledger:
+    """The folder of one sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trials, self.configs, self.logs = folder / "trials", folder / "configs", folder / "logs"
+        self._status = folder / "status"
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was submitted."""
+        return (self.folder / "trials.json").is_file()
+
+    def read_sweep(self) -> SweepSettings:
+        """The sweep as it was last submitted; UserError if there is none."""
+        if not self.exists:
+            raise UserError(f"{self.folder}: no such sweep; submit_sweep.py --sweep FILE makes one")
+        return config.load(SweepSettings, self.folder / "sweep.yaml")
+
+    def entries(self) -> dict[str, Entry]:
+        """All trials that were ever submitted, by id."""
+        path = self.folder / "trials.json"
+        if not path.is_file():
+            return {}
+        try:
+            return {key: Entry(**value) for key, value in json.loads(path.read_bytes()).items()}
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(f"{path}: is damaged; put it back from a copy, or take another name for the sweep") from None
+
+    def submit(self, sweep: SweepSettings, trials: Sequence[Trial], image: str | None) -> None:
+        """Notes the trials as those of the sweep, and what each is to be run with."""
+        entries = {key: asdict(entry) | {"is_current": False} for key, entry in self.entries().items()}
+        for folder in (self.trials, self.configs, self.logs, self._status):
+            folder.mkdir(parents=True, exist_ok=True)
+        for trial in trials:
+            entries[trial.id] = asdict(
+                Entry(
+                    id=trial.id,
+                    label=trial.label,
+                    seed=trial.seed,
+                    point=dict(trial.point),
+                    verb=sweep.verb,
+                    planned_steps=getattr(trial.settings, "num_steps", getattr(trial.settings, "num_updates", None)),
+                    inputs=dict(trial.inputs),
+                    image=image,
+                    is_current=True,
+                )
+            )
+            path = self.configs / f"{trial.id}.yaml"
+            if not path.is_file():
+                replace(path, config.to_yaml(trial.settings))
+        replace(self.folder / "sweep.yaml", config.to_yaml(sweep))
+        replace(self.folder / "trials.json", json.dumps(entries, indent=1, sort_keys=True))
+
+    def status(self, trial: str) -> Status:
+        """How a trial stands; UserError if its file is damaged."""
+        path = self._status / f"{trial}.json"
+        if not path.is_file():
+            return Status()
+        try:
+            document = json.loads(path.read_bytes())
+            return Status(document["state"], [Attempt(**attempt) for attempt in document["attempts"]], document["result"])
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: is damaged; remove it, and the trial goes on from its own folder") from None
+
+    def set_status(self, trial: str, status: Status) -> None:
+        """Writes it, whole or not at all."""
+        replace(self._status / f"{trial}.json", json.dumps(asdict(status), indent=1))
+
+    def forgive(self, trial: str) -> None:
+        """A trial that had failed is tried again: its attempts stay in the ledger, and count no more."""
+        status = self.status(trial)
+        for attempt in status.attempts:
+            attempt.counted = False
+        status.state = "waiting"
+        self.set_status(trial, status)
+
+    def log_of(self, trial: str, attempt: int) -> Path:
+        """Where what an attempt printed is kept."""
+        return self.logs / f"{trial}.{attempt}.log"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else runs this sweep here meanwhile; UserError if somebody does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.folder}: another process is running this sweep; see `status`, or wait for it") from None
+            yield
+
+    def is_running(self) -> bool:
+        """Whether some process runs this sweep here."""
+        path = self.folder / ".lock"
+        if not path.is_file():
+            return False
+        with path.open("r") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def step_of(self, trial: str) -> int:
+        """The step that a trial's metrics have reached; 0 before their first line."""
+        return int(self.last_line(trial).get("step", 0))
+
+    def last_line(self, trial: str) -> dict[str, Any]:
+        """A trial's last whole line of metrics; empty before the first."""
+        path = self.trials / trial / "metrics.jsonl"
+        if not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - TAIL, 0))
+            lines = file.read().splitlines(keepends=True)
+        for line in reversed(lines):
+            if line.endswith(b"}\n") and line.startswith(b"{"):
+                return dict(json.loads(line))
+        return {}
+
+    def metrics_of(self, trial: str) -> list[dict[str, Any]]:
+        """A trial's lines of metrics; none before the first."""
+        folder = self.trials / trial
+        return runs.read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
+
+    def resumed_at(self, trial: str) -> int:
+        """The step at which the last attempt began, by the run's own lineage."""
+        path = self.trials / trial / "lineage.json"
+        if not path.is_file():
+            return 0
+        return int(json.loads(path.read_bytes())["attempts"][-1].get("from_step", 0))
+
+    def result_of(self, trial: str) -> str:
+        """The hash of what a finished trial came to: the weights of a policy, or a dataset."""
+        run = self.trials / trial
+        folder = run if (run / snapshots.MANIFEST).is_file() else run / "latest"
+        files = json.loads((folder / snapshots.MANIFEST).read_bytes())["files"]
+        told = {name: files[name] for name in sorted(files) if folder == run or name in RESULT}
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def replace(path: Path, text: str) -> None:
+    """The file with that text, whole or as it was."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,140 @@
+"""What a sweep came to: each point over its seeds, with intervals; axes as pictures; everything as CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexrl.config import UserError
+from flexrl.statistics import interquartile_mean, iqm_interval
+from flexrl.sweep_ledger import Entry, Ledger
+from flexrl.sweeps import SweepSettings
+
+MAX_PANELS = 12  # axes of a picture
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the axes, over its seeds."""
+
+    label: str
+    values: dict[str, Any]  # by axis
+    scores: NDArray[np.float64]  # (num_seeds,) of finished trials
+    num_trials: int
+
+    @property
+    def score(self) -> float:
+        """The interquartile mean over seeds (Agarwal et al. 2021); nan where none is finished."""
+        return float(interquartile_mean(self.scores)) if len(self.scores) else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of it by the bootstrap over seeds; nan with less than two."""
+        return iqm_interval(self.scores) if len(self.scores) > 1 else (float("nan"), float("nan"))
+
+
+def points_of(sweep: SweepSettings, ledger: Ledger) -> list[Point]:
+    """The sweep's points, best first; UserError if no finished trial has the metric."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in ledger.entries().values():
+        if entry.is_current:
+            groups.setdefault(entry.label, []).append(entry)
+    points = []
+    for label, entries in groups.items():
+        scores = [score_of(entry, sweep.metric, ledger) for entry in entries if ledger.status(entry.id).state == "done"]
+        found = np.array([score for score in scores if score is not None])
+        points.append(Point(label or "(the base)", dict(entries[0].point), found, len(entries)))
+    if not any(len(point.scores) for point in points):
+        raise UserError(f"{ledger.folder}: no finished trial has the metric {sweep.metric}; see `status`, or set `metric:`")
+    sign = -1 if sweep.maximize else 1
+    return sorted(points, key=lambda point: (np.isnan(point.score), sign * point.score))
+
+
+def score_of(entry: Entry, metric: str, ledger: Ledger) -> float | None:
+    """The last value of a metric of a trial; null if it has none."""
+    values = [line[metric] for line in ledger.metrics_of(entry.id) if isinstance(line.get(metric), (int, float))]
+    return float(values[-1]) if values else None
+
+
+def write_csv(path: Path, sweep: SweepSettings, ledger: Ledger) -> None:
+    """A row a trial: its axes, seed, state, attempts, lost steps and score."""
+    entries = [entry for entry in ledger.entries().values() if entry.is_current]
+    axes = list(dict.fromkeys(key for entry in entries for key in entry.point))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", *axes, "seed", "state", "attempts", "lost_steps", "steps", sweep.metric])
+        for entry in sorted(entries, key=lambda entry: (entry.label, entry.seed)):
+            status = ledger.status(entry.id)
+            place = [_cell(entry.point.get(axis)) for axis in axes]
+            told = [status.state, len(status.attempts), status.lost_steps, ledger.step_of(entry.id)]
+            writer.writerow([entry.id, *place, entry.seed, *told, _cell(score_of(entry, sweep.metric, ledger))])
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (list, dict, bool)) else value
+
+
+def draw_axes(path: Path, sweep: SweepSettings, points: Sequence[Point]) -> None:
+    """One panel an axis: the score of every point over its values, and their median."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    finished = [point for point in points if len(point.scores)]
+    axes = [
+        axis
+        for axis in dict.fromkeys(key for point in finished for key in point.values)
+        if len({_tick(point.values.get(axis)) for point in finished}) > 1
+    ][:MAX_PANELS]
+    figure, panels = plt.subplots(1, max(len(axes), 1), figsize=(4.2 * max(len(axes), 1), 3.4), squeeze=False, sharey=True)
+    for panel, axis in zip(panels[0], axes, strict=False):
+        _draw_axis(panel, axis, finished)
+    if not axes:
+        panels[0][0].boxplot([point.scores for point in finished], tick_labels=[point.label for point in finished])
+    panels[0][0].set_ylabel(f"{sweep.metric}, interquartile mean over seeds")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_axis(panel: Any, axis: str, points: Sequence[Point]) -> None:
+    values: list[Any] = [point.values.get(axis) for point in points]
+    numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    ticks = sorted(set(values)) if numeric else list(dict.fromkeys(map(_tick, values)))
+    spread = numeric and min(values) > 0 and max(values) / min(values) > 8
+    where: dict[Any, float] = {tick: float(tick) if numeric else float(i) for i, tick in enumerate(ticks)}
+    others = list(dict.fromkeys(_rest(point, axis) for point in points))
+    for i, other in enumerate(others):
+        mine = [point for point in points if _rest(point, axis) == other]
+        x = np.array([where[point.values.get(axis) if numeric else _tick(point.values.get(axis))] for point in mine])
+        order = np.argsort(x)
+        y = np.array([point.score for point in mine])
+        low, high = np.array([point.interval for point in mine]).T
+        error = np.nan_to_num(np.stack([y - low, high - y]))[:, order].clip(min=0)
+        panel.errorbar(
+            x[order], y[order], yerr=error, marker="o", capsize=3, color=f"C{i % 10}", alpha=0.8, label=other or None
+        )
+    panel.set_xlabel(axis)
+    if spread:
+        panel.set_xscale("log")
+    if not numeric:
+        panel.set_xticks(list(where.values()), list(map(str, ticks)), rotation=20 if max(map(len, map(str, ticks))) > 10 else 0)
+    if 1 < len(others) <= 8:
+        panel.legend(fontsize=7)
+    panel.grid(alpha=0.3)
+
+
+def _rest(point: Point, axis: str) -> str:
+    return " ".join(f"{key.rpartition('.')[2]}={_tick(value)}" for key, value in point.values.items() if key != axis)
+
+
+def _tick(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value).strip('"')

@@ -1,0 +1,143 @@
+"""A sweep in a terminal: what is planned, how trials stand, what runs just now."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from flexrl.local_runner import Process
+from flexrl.sweep_ledger import Entry, Ledger, State, Status
+from flexrl.sweep_plan import SIGNS, Plan
+from flexrl.sweeps import SweepSettings
+from flexrl.words import duration, rounded, short
+
+SHOWN = 40  # rows of a plan that are printed one by one
+SECONDS_BETWEEN_LINES = 15.0
+PLAN_COLOURS = {"new": "green", "done": "dim", "changed": "yellow", "failed": "red", "unfinished": "cyan"}
+STATE_COLOURS: dict[State, str] = {"done": "green", "running": "cyan", "waiting": "", "failed": "red", "refused": "red"}
+
+
+def print_plan(sweep: SweepSettings, plan: Plan, at_a_time: int) -> None:
+    """A line a trial, up to `SHOWN`, then how many there are of each kind and how long it takes."""
+    console = Console()
+    rows = [row for row in plan.rows if row.to_run] + [row for row in plan.rows if not row.to_run]
+    for row in rows[:SHOWN]:
+        note = f"  from step {short(row.done_steps)}" if row.done_steps else ""
+        console.print(Text(f"  {SIGNS[row.kind]} {row.trial.id}  {row.trial.title}{note}", PLAN_COLOURS[row.kind]))
+    if len(rows) > SHOWN:
+        console.print(Text(f"    ... and {len(rows) - SHOWN:,} more", "dim"))
+    counts = "  ".join(f"{SIGNS[kind]} {plan.count(kind):,} {kind}" for kind in SIGNS if plan.count(kind))
+    console.print(f"{sweep.name}: {len(plan.rows):,} trials of {sweep.verb}:  {counts}", highlight=False)
+    hours = plan.hours(at_a_time)
+    if plan.to_run and hours is not None:
+        speed = f"{plan.steps_per_second:,.0f} steps/s each, as earlier runs made"
+        left = f"{short(plan.steps_left)} steps, {at_a_time} at a time"
+        console.print(f"about {duration(hours * 3600)}: {left}, {speed}", highlight=False)
+    elif plan.to_run:
+        console.print(f"{short(plan.steps_left)} steps to do; no earlier run of this kind says how fast", highlight=False)
+
+
+def status_table(ledger: Ledger, entries: Sequence[Entry]) -> Table:
+    """A row a trial."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("trial", "point", "state", "attempts", "steps", "steps/s", "left", "lost", "return"):
+        table.add_column(name, justify="left" if name in ("trial", "point", "state") else "right", no_wrap=name != "point")
+    for entry in entries:
+        table.add_row(*row_of(entry, ledger.status(entry.id), ledger))
+    return table
+
+
+def row_of(entry: Entry, status: Status, ledger: Ledger) -> list[Text | str]:
+    """A trial's row of the table."""
+    line = ledger.last_line(entry.id)
+    step, planned = int(line.get("step", 0)), entry.planned_steps or 0
+    speed = line.get("time/env_steps_per_second") or line.get("time/updates_per_second")
+    left = (planned - step) / speed if speed and status.state not in ("done", "failed", "refused") else None
+    score = next((line[key] for key in ("eval/return", "rollout/return", "train/loss") if key in line), None)
+    return [
+        entry.id,
+        entry.title,
+        Text(status.state, STATE_COLOURS.get(status.state, "")),
+        str(len(status.attempts)),
+        f"{short(step)}/{short(planned)}" if planned else short(step),
+        rounded(speed),
+        duration(left) if left is not None else "-",
+        short(status.lost_steps) if status.lost_steps else "-",
+        rounded(score),
+    ]
+
+
+def print_status(ledger: Ledger) -> None:
+    """The table of the sweep as it was last submitted, why trials failed, and how many stand how."""
+    console = Console()
+    entries = sorted((e for e in ledger.entries().values() if e.is_current), key=lambda e: (e.label, e.seed))
+    console.print(status_table(ledger, entries))
+    statuses = {entry.id: ledger.status(entry.id) for entry in entries}
+    for key, status in statuses.items():
+        if status.state in ("failed", "refused"):
+            log = ledger.log_of(key, len(status.attempts) - 1)
+            console.print(Text(f"{key}: {status.attempts[-1].how}: {last_words(ledger, key, status)} ({log})", "red"))
+    counts = Counter(status.state for status in statuses.values())
+    running = "" if ledger.is_running() else "; nothing runs here now"
+    told = ", ".join(f"{number} {state}" for state, number in counts.items())
+    console.print(f"{len(entries)} trials: {told}{running if counts['running'] or counts['waiting'] else ''}", highlight=False)
+
+
+def last_words(ledger: Ledger, key: str, status: Status) -> str:
+    """The last line that a trial's last attempt printed."""
+    path = ledger.log_of(key, len(status.attempts) - 1)
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
+    return lines[-1] if lines else "it printed nothing"
+
+
+class Screen:
+    """What runs just now: a table in a terminal, a line now and then in a log."""
+
+    def __init__(self, ledger: Ledger, trials: Sequence[str]) -> None:
+        self._ledger, self._trials = ledger, trials
+        self._entries = ledger.entries()
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._shown = -float("inf")
+        self._told: dict[str, int] = {}  # attempts of each trial that were told
+
+    def __enter__(self) -> Screen:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def show(self, running: Sequence[Process], num_left: int) -> None:
+        """Called after every look at the processes."""
+        for process in running:
+            self._tell_start(process)
+        seconds = time.monotonic() - self._shown
+        if self._console.is_terminal and seconds > 1.0:
+            table = status_table(self._ledger, [self._entries[process.trial] for process in running])
+            table.caption = f"{len(self._trials) - num_left - len(running)} of {len(self._trials)} over, {num_left} to start"
+            self._live.update(table, refresh=True)
+            self._shown = time.monotonic()
+        elif not self._console.is_terminal and seconds > SECONDS_BETWEEN_LINES:
+            for process in running:
+                row = [str(cell) for cell in row_of(self._entries[process.trial], process.status, self._ledger)]
+                print(f"{row[0]}  {row[1]}  {row[4]} steps  {row[5]} steps/s  return {row[8]}", file=sys.stderr, flush=True)
+            self._shown = time.monotonic()
+
+    def _tell_start(self, process: Process) -> None:
+        number = len(process.status.attempts)
+        if self._told.get(process.trial) == number:
+            return
+        self._told[process.trial] = number
+        again = "" if number == 1 else f" (attempt {number}; the last one: {process.status.attempts[-2].how})"
+        self._console.print(f"starting {process.trial}  {self._entries[process.trial].title}{again}", highlight=False)

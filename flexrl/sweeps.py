@@ -1,0 +1,380 @@
+"""A sweep: a verb, a base config and axes; what trials it comes to, and what each trial is known by."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from flexrl import config, snapshots
+from flexrl.collection import WITHOUT_SNAPSHOT, CollectSettings
+from flexrl.collection import rehearse as rehearse_collection
+from flexrl.config import Settings, UserError
+from flexrl.offline_training import TrainDTSettings
+from flexrl.offline_training import rehearse as rehearse_offline_training
+from flexrl.training import TrainSettings
+from flexrl.training import rehearse as rehearse_training
+from flexrl.yaml_values import Value, placed
+
+ROOT = Path(__file__).resolve().parent.parent
+MANY = 10_000  # trials that nobody starts by mistake
+QUANTITY = r"^\d+(\.\d+)?(m|[kMGT]i?)?$"  # of Kubernetes
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command that a sweep can run, and what of it the sweep must know."""
+
+    model: type[Any]
+    rehearse: Callable[[Any, bool], None]
+    inputs: Callable[[Any], list[str]]  # folders that its settings name
+
+
+def _inputs_of_training(settings: TrainSettings) -> list[str]:
+    return [settings.init_from] if settings.init_from else []
+
+
+def _inputs_of_collection(settings: CollectSettings) -> list[str]:
+    paths = [path for model in settings.models for path in (model.path, *model.others)]
+    return [path for path in paths if path not in WITHOUT_SNAPSHOT]
+
+
+def _inputs_of_offline_training(settings: TrainDTSettings) -> list[str]:
+    return [*map(str, settings.datasets), *([settings.init_from] if settings.init_from else [])]
+
+
+VERBS = {
+    "train.py": Verb(TrainSettings, rehearse_training, _inputs_of_training),
+    "collect.py": Verb(CollectSettings, rehearse_collection, _inputs_of_collection),
+    "train_dt.py": Verb(TrainDTSettings, rehearse_offline_training, _inputs_of_offline_training),
+}
+VerbName = Literal["train.py", "collect.py", "train_dt.py"]
+
+
+class Experiment(Settings):
+    """One of several named ways to do it."""
+
+    # what the tables call it
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    # a YAML file of its own in place of the sweep's, relative to the sweep's file; null: the sweep's
+    config: str | None = None
+    # settings over it, by dotted name
+    set: dict[str, Any] = {}
+
+
+class Distribution(Settings):
+    """Values of an axis that are drawn; exactly one of these."""
+
+    # low and high
+    uniform: tuple[float, float] | None = None
+    # low and high, both above zero; as many values between 1 and 10 as between 10 and 100
+    log_uniform: tuple[float, float] | None = None
+    # low and high, whole numbers, both possible
+    whole: tuple[int, int] | None = None
+    # any of these
+    choice: list[Any] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Distribution:
+        given = [name for name in ("uniform", "log_uniform", "whole", "choice") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("expected one of uniform, log_uniform, whole or choice, such as {log_uniform: [1e-5, 1e-3]}")
+        if given[0] != "choice":
+            low, high = getattr(self, given[0])
+            if not low < high or (given[0] == "log_uniform" and low <= 0):
+                raise ValueError(f"{given[0]}: expected two rising numbers, found [{low:g}, {high:g}]")
+        return self
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """A value as YAML would have it."""
+        if self.uniform is not None:
+            return float(rng.uniform(*self.uniform))
+        if self.log_uniform is not None:
+            low, high = self.log_uniform
+            return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        if self.whole is not None:
+            return int(rng.integers(self.whole[0], self.whole[1], endpoint=True))
+        assert self.choice is not None
+        return self.choice[int(rng.integers(len(self.choice)))]
+
+
+class RandomSettings(Settings):
+    """Points drawn at random."""
+
+    n: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+    axes: dict[str, Distribution] = Field(min_length=1)
+
+
+class ResourceSettings(Settings):
+    """What one trial takes."""
+
+    # CPU cores, as Kubernetes writes them: 1, 0.5, 500m
+    cpu: str = Field("1", pattern=QUANTITY)
+    memory: str = Field("2Gi", pattern=QUANTITY)
+    gpu: int = Field(0, ge=0, le=64)
+    # of GKE, such as nvidia-l4; null: any
+    accelerator: str | None = Field(None, pattern=r"^[a-z0-9-]{1,63}$")
+    # on machines that may be taken away at any time; a trial goes on from latest/
+    spot: bool = False
+
+    @field_validator("cpu", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+# named here, as the settings `list`, `set` and `zip` hide what they are called after
+Points = list[dict[str, Any]]
+Axes = dict[str, list[Any]]
+Experiments = list[Experiment]
+Seeds = int | list[int]
+
+
+class SweepSettings(Settings):
+    """What a sweep is."""
+
+    # its folder in workspace/sweeps/
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    verb: VerbName = "train.py"
+    # the base of every trial, relative to this file; null: the verb's defaults
+    config: str | None = None
+    # settings over it, by dotted name
+    set: dict[str, Any] = {}
+    # named ways to do it, each with all that follows
+    list: Experiments = []
+    # values by dotted name: every combination
+    grid: Axes = {}
+    # values by dotted name: the first of each, the second of each, ...
+    zip: Axes = {}
+    # values by dotted name, drawn; null: none
+    random: RandomSettings | None = None
+    # further points, settings by dotted name
+    include: Points = []
+    # points to leave out: those that agree with all settings of one of these
+    exclude: Points = []
+    # how many seeds each point is run with, or which
+    seeds: Seeds = 1
+    resources: ResourceSettings = ResourceSettings()
+    # trials at a time; on this machine no more than its cores allow
+    parallelism: int = Field(8, ge=1, le=100_000)
+    # attempts that may fail before a trial counts as failed; a preempted one is free
+    retries: int = Field(2, ge=0, le=20)
+    # seconds that one attempt may take; null: as long as it takes
+    deadline: int | None = Field(None, ge=1)
+    # trials that may fail before the rest is not tried; null: all are tried
+    max_failed: int | None = Field(None, ge=0)
+    # Kueue's queue; null: none
+    queue: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    # what the report compares, and whether more is better
+    metric: str = "eval/return"
+    maximize: bool = True
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_seeds(cls, seeds: Seeds) -> Seeds:
+        if isinstance(seeds, int) and not 1 <= seeds <= 1000:
+            raise ValueError("expected how many seeds, 1 to 1,000, or a list of them")
+        if isinstance(seeds, list) and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
+            raise ValueError("expected seeds that differ, such as [0, 1, 2]")
+        return seeds
+
+    @model_validator(mode="after")
+    def _has_values(self) -> SweepSettings:
+        for kind in ("grid", "zip"):
+            for key, values in getattr(self, kind).items():
+                if not values:
+                    raise ValueError(f"{kind}.{key}: has no values; write at least one, or leave the axis away")
+        lengths = {key: len(values) for key, values in self.zip.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"zip: expected as many values of each, found {lengths}")
+        return self
+
+    @property
+    def all_seeds(self) -> Sequence[int]:
+        """The seeds of each point."""
+        return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def num_points(self) -> int:
+        """How many trials there are before any is left out, without making them."""
+        points = max(len(self.list), 1) * (len(next(iter(self.zip.values()))) if self.zip else 1)
+        for values in self.grid.values():
+            points *= len(values)
+        points *= self.random.n if self.random else 1
+        return (points + len(self.include)) * len(self.all_seeds)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep."""
+
+    id: str  # hash of all that decides what comes of it
+    label: str  # where it stands on the axes, as people read it, the seed excepted
+    seed: int
+    point: Mapping[str, Any]  # its values by dotted name, and `name`, if it is one of a list
+    settings: Settings
+    inputs: Mapping[str, str]  # content hash of each folder that it reads
+
+    @property
+    def title(self) -> str:
+        """Its label and its seed."""
+        return f"{self.label} seed={self.seed}" if self.label else f"seed={self.seed}"
+
+
+def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: bool = False) -> list[Trial]:
+    """All trials of the sweep in `path`, each with settings that its verb takes.
+
+    `image`: digest of the image that they run in. UserError in one line, for too many trials too unless `many`.
+    """
+    if sweep.num_points > MANY and not many:
+        raise UserError(f"{path}: comes to {sweep.num_points:,} trials; add --yes if that is what you want")
+    verb, code = VERBS[sweep.verb], code_digest(sweep.verb)
+    layers = {name: config.read(verb.model, name) for name in {_config_of(sweep, path, point) for point in _points(sweep)}}
+    shared = [config.override(key, placed(value, f"{path}: set: {key}")) for key, value in sweep.set.items()]
+    names = _short_names(sweep)
+    trials: list[Trial] = []
+    for point in _points(sweep):
+        if any(all(point.get(key) == value for key, value in rule.items()) for rule in sweep.exclude):
+            continue
+        source = _config_of(sweep, path, point)
+        extra = next((e.set for e in sweep.list if e.name == point.get("name")), {})
+        values = {**extra, **{key: value for key, value in point.items() if key != "name"}}
+        own = [config.override(key, placed(value, f"{path}: {key}={_show(value)}")) for key, value in values.items()]
+        for seed in sweep.all_seeds:
+            last = config.override("seed", Value(seed, f"{path}: seeds"))
+            settings = config.settle(verb.model, [layers[source], *shared, *own, last], str(source or path))
+            inputs = {name: input_digest(name) for name in verb.inputs(settings)}
+            digest = identity(sweep.verb, settings, code, image, inputs)
+            label = " ".join(f"{names[key]}={_show(value)}" if key != "name" else str(value) for key, value in point.items())
+            trials.append(Trial(digest, label, seed, point, settings, inputs))
+    if not trials:
+        raise UserError(f"{path}: comes to no trial; `exclude` leaves none")
+    _check_distinct(trials, path)
+    return trials
+
+
+def _config_of(sweep: SweepSettings, path: Path, point: Mapping[str, Any]) -> Path | None:
+    name = next((e.config for e in sweep.list if e.name == point.get("name") and e.config), sweep.config)
+    return path.parent / name if name else None
+
+
+def _points(sweep: SweepSettings) -> Iterator[dict[str, Any]]:
+    """Where the axes lead, seeds excepted."""
+    lists: list[dict[str, Any]] = [{"name": e.name} for e in sweep.list] or [{}]
+    zips = [dict(zip(sweep.zip, values, strict=True)) for values in zip(*sweep.zip.values(), strict=True)] or [{}]
+    grids = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    drawn = [{}] if sweep.random is None else list(_drawn(sweep.random))
+    for parts in itertools.product(lists, zips, grids, drawn):
+        yield {key: value for part in parts for key, value in part.items()}
+    yield from sweep.include
+
+
+def _drawn(settings: RandomSettings) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(settings.seed)
+    for _ in range(settings.n):
+        yield {key: distribution.draw(rng) for key, distribution in settings.axes.items()}
+
+
+def _short_names(sweep: SweepSettings) -> dict[str, str]:
+    """The last word of each axis, or as many as tell it from the others."""
+    keys = dict.fromkeys([*sweep.zip, *sweep.grid, *(sweep.random.axes if sweep.random else {})])
+    keys |= dict.fromkeys(key for point in sweep.include for key in point)
+    short = {}
+    for key in keys:
+        parts = key.split(".")
+        for n in range(1, len(parts) + 1):
+            short[key] = ".".join(parts[-n:])
+            if not any(other != key and f".{other}".endswith(f".{short[key]}") for other in keys):
+                break
+    return short
+
+
+def _show(value: Any) -> str:
+    """A value without spaces, numbers in few digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (dict, list, bool)) or value is None:
+        return json.dumps(value, separators=(",", ":")).replace('"', "")
+    return str(value)
+
+
+def _check_distinct(trials: Sequence[Trial], path: Path) -> None:
+    seen: dict[str, Trial] = {}
+    titles: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.id in seen:
+            raise UserError(f"{path}: '{trial.title}' and '{seen[trial.id].title}' are the same trial; keep one")
+        if trial.title in titles:
+            raise UserError(f"{path}: two trials would be called '{trial.title}'; give them values that differ in four digits")
+        seen[trial.id] = titles[trial.title] = trial
+
+
+def identity(verb: str, settings: Settings, code: str, image: str | None, inputs: Mapping[str, str]) -> str:
+    """Twelve hex digits: the hash of all that decides what a run comes to."""
+    document = {
+        "verb": verb,
+        "settings": settings.model_dump(mode="json"),
+        "code": code,
+        "image": image,
+        "inputs": dict(sorted(inputs.items())),
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def code_digest(verb: str, root: Path = ROOT) -> str:
+    """The hash of the verb, of flexrl/ and of the packages that they are pinned to."""
+    digest = hashlib.sha256()
+    for path in [root / verb, root / "requirements.txt", *sorted((root / "flexrl").rglob("*.py"))]:
+        digest.update(f"{path.relative_to(root)}\0{snapshots.file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def input_digest(path: str) -> str:
+    """The content hash of a snapshot or dataset; UserError if it is none."""
+    folder = Path(path)
+    if not (folder / snapshots.MANIFEST).is_file():
+        raise UserError(f"{path}: is no snapshot and no finished dataset; a trial needs it")
+    return snapshots.content_hash(folder)
+
+
+def rehearsals(trials: Sequence[Trial]) -> list[Trial]:
+    """As few trials as have every value of every axis at least once: what cannot be built shows in one of them."""
+    left = {(key, _show(value)) for trial in trials for key, value in trial.point.items()}
+    chosen = [trials[0]]
+    left -= set(_values(trials[0]))
+    while left:
+        best = max(trials, key=lambda trial: len(left & _values(trial)))
+        chosen.append(best)
+        left -= _values(best)
+    return chosen
+
+
+def _values(trial: Trial) -> set[tuple[str, str]]:
+    return {(key, _show(value)) for key, value in trial.point.items()}
+
+
+def rehearse(sweep: SweepSettings, trials: Sequence[Trial], path: Path) -> None:
+    """Builds what `rehearsals` chooses as the verb's --check does; UserError for what cannot be."""
+    for trial in rehearsals(trials):
+        try:
+            VERBS[sweep.verb].rehearse(trial.settings, True)
+        except UserError as error:
+            raise UserError(f"{path}: {trial.title}: {error}") from None
+
+
+def load_sweep(path: Path) -> SweepSettings:
+    """A sweep's YAML; its name is the file's, unless it says another."""
+    layer = config.read(SweepSettings, path)
+    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40].strip("-")
+    return config.settle(SweepSettings, [{"name": Value(name, str(path))}, layer], str(path))

@@ -1,0 +1,192 @@
+"""Run a sweep: every combination of settings, here or on a cluster; what is done stays done.
+
+    python submit_sweep.py --sweep examples/half_cheetah_sweep.yaml --plan
+    python submit_sweep.py --sweep examples/half_cheetah_sweep.yaml --target local
+    python submit_sweep.py status half-cheetah-sweep
+    python submit_sweep.py logs half-cheetah-sweep TRIAL
+    python submit_sweep.py report half-cheetah-sweep
+
+It lies in workspace/sweeps/<name>/. Submitted again, finished trials are skipped, cut ones go on, failed ones are run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexrl import command_line, exit_codes, trial
+from flexrl.config import UserError
+
+if TYPE_CHECKING:
+    from flexrl.local_runner import Chaos
+    from flexrl.sweep_ledger import Ledger
+    from flexrl.sweeps import SweepSettings
+
+ASK_ABOUT = ("status", "logs", "report")
+
+
+def main() -> None:
+    if sys.argv[1:] == ["trial"]:
+        trial.become()
+    if sys.argv[1:2] and sys.argv[1] in ASK_ABOUT:
+        ask()
+        return
+    submit(read_submission())
+
+
+def read_submission() -> argparse.Namespace:
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", type=Path, required=True, help="YAML file of the sweep")
+    parser.add_argument("--target", choices=("local", "kind", "gke"), default="local", help="where it runs (default: local)")
+    parser.add_argument("--plan", action="store_true", help="say what would be done, and stop there")
+    parser.add_argument("--yes", action="store_true", help="however many trials there are")
+    parser.add_argument("--image", help="the image by its digest, NAME@sha256:... (kind, gke)")
+    parser.add_argument("--render", type=Path, metavar="FILE", help="write the manifests to this file, and stop there")
+    parser.add_argument("--chaos", metavar="kill=SHARE,seed=N", help="kill so many attempts on the way: a test (local)")
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live (default: workspace)")
+    return parser.parse_args()
+
+
+def submit(arguments: argparse.Namespace) -> None:
+    # imported here because a trial, which only becomes its verb, must not wait for torch
+    from flexrl import job_manifests, job_rules, provenance, sweep_screen, sweeps
+    from flexrl.local_runner import Runner
+    from flexrl.sweep_ledger import Ledger
+    from flexrl.sweep_plan import make_plan
+
+    sweep = sweeps.load_sweep(arguments.sweep)
+    if arguments.target == "local" and arguments.image:
+        raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
+    if arguments.target != "local" and not arguments.image:
+        raise UserError(f"--image: {arguments.target} needs one with a digest, such as NAME@sha256:...")
+    trials = sweeps.expand(sweep, arguments.sweep, image=arguments.image, many=arguments.yes)
+    sweeps.rehearse(sweep, trials, arguments.sweep)
+    ledger = Ledger(arguments.workspace / "sweeps" / sweep.name)
+    plan = make_plan(sweep, trials, ledger, arguments.workspace)
+    chosen = [row.trial for row in plan.to_run]
+    commit = provenance.code_version(sweeps.ROOT)["git_commit"]
+    manifests = job_manifests.render(sweep, chosen or trials, arguments.target, arguments.image, commit)
+    wrong = job_rules.problems(manifests[0])
+    if wrong:
+        raise UserError(f"{arguments.sweep}: the Job would be refused: {wrong[0]}")
+    if arguments.render:
+        arguments.render.write_text(job_manifests.to_yaml(manifests), encoding="utf-8")
+        print(f"wrote {arguments.render}")
+        return
+    planned = {row.trial.id: row.planned_steps for row in plan.rows}
+    if arguments.target == "local":
+        runner = Runner(*manifests, [t.id for t in chosen or trials], planned, ledger, read_chaos(arguments.chaos))
+    sweep_screen.print_plan(sweep, plan, runner.slots if arguments.target == "local" else sweep.parallelism)
+    if arguments.plan or not chosen:
+        return
+    if arguments.target != "local":
+        raise UserError(f"--target {arguments.target}: submitting is not there yet; --render FILE, then kubectl apply -f FILE")
+    with ledger.locked():
+        ledger.submit(sweep, trials, arguments.image)
+        for row in plan.to_run:
+            if row.kind == "failed":
+                ledger.forgive(row.trial.id)
+        with sweep_screen.Screen(ledger, runner.trials) as screen:
+            runner.show = screen.show
+            finished = runner.run()
+    sweep_screen.print_status(ledger)
+    if not finished:
+        print(f"stopped; the same command goes on: {provenance.python()} {' '.join(sys.argv)}", file=sys.stderr)
+        sys.exit(exit_codes.INTERRUPTED)
+    if any(ledger.status(t.id).state != "done" for t in trials):
+        sys.exit(exit_codes.FAILED)
+
+
+def read_chaos(text: str | None) -> Chaos | None:
+    """`kill=0.2,seed=1`."""
+    from flexrl.local_runner import Chaos
+
+    if text is None:
+        return None
+    try:
+        values = dict(part.split("=") for part in text.split(","))
+        chaos = Chaos(float(values.pop("kill")), int(values.pop("seed", "0")))
+        if values or not 0 <= chaos.kill <= 0.9:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise UserError(f"--chaos {text}: expected kill=SHARE,seed=N with a share up to 0.9, such as kill=0.2,seed=1") from None
+    return chaos
+
+
+def ask() -> None:
+    """The verbs about a sweep that was submitted."""
+    from flexrl import sweep_screen
+    from flexrl.sweep_ledger import Ledger
+
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=ASK_ABOUT)
+    parser.add_argument("name", help="the sweep's")
+    if sys.argv[1] == "logs":
+        parser.add_argument("trial", help="a trial's id, or its beginning")
+        parser.add_argument("--attempt", type=int, help="which attempt, from 0 (default: the last)")
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout (status, report)")
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live (default: workspace)")
+    arguments = parser.parse_args()
+    ledger = Ledger(arguments.workspace / "sweeps" / arguments.name)
+    sweep = ledger.read_sweep()
+    if arguments.verb == "status":
+        if arguments.json:
+            print(to_json([asdict(entry) | asdict(ledger.status(entry.id)) for entry in ledger.entries().values()]))
+        else:
+            sweep_screen.print_status(ledger)
+    elif arguments.verb == "logs":
+        print_log(ledger, arguments.trial, arguments.attempt)
+    else:
+        report(sweep, ledger, arguments.json)
+
+
+def print_log(ledger: Ledger, start: str, attempt: int | None) -> None:
+    """What an attempt printed."""
+    found = [key for key in ledger.entries() if key.startswith(start)]
+    if len(found) != 1:
+        raise UserError(f"{start}: {len(found)} trials of this sweep begin so; `status` shows their ids")
+    attempts = ledger.status(found[0]).attempts
+    number = len(attempts) - 1 if attempt is None else attempt
+    path = ledger.log_of(found[0], number)
+    if not path.is_file():
+        raise UserError(f"{path}: no such log; the trial has had {len(attempts)} attempts")
+    sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def report(sweep: SweepSettings, ledger: Ledger, as_json: bool) -> None:
+    """The points, best first; report.csv and report.png beside the trials."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flexrl.sweep_report import draw_axes, points_of, write_csv
+    from flexrl.words import rounded
+
+    points = points_of(sweep, ledger)
+    table_path, picture = ledger.folder / "report.csv", ledger.folder / "report.png"
+    write_csv(table_path, sweep, ledger)
+    draw_axes(picture, sweep, points)
+    if as_json:
+        rows = [{"point": p.values, "iqm": p.score, "interval": p.interval, "scores": p.scores.tolist()} for p in points]
+        print(to_json(rows))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("point", sweep.metric, "95 %", "seeds"):
+        table.add_column(name, justify="left" if name == "point" else "right")
+    for p in points:
+        low, high = map(rounded, p.interval)
+        table.add_row(p.label, rounded(p.score), f"{low} to {high}", f"{len(p.scores)}/{p.num_trials}")
+    console = Console()
+    console.print(table)
+    console.print(f"interquartile mean over seeds, bootstrap interval; {table_path}, {picture}", highlight=False)
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=1)
+
+
+if __name__ == "__main__":
+    command_line.verb(main)
