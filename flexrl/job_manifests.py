@@ -56,7 +56,7 @@ def render(
         "parallelism": min(sweep.parallelism, len(trials)),
         "retries": sweep.retries,
         "max_failed": None if sweep.max_failed is None else min(sweep.max_failed, len(trials)),
-        "failure_rules": failure_rules(),
+        "failure_rules": failure_rules(sweep.deadline is not None),
         "deadline": sweep.deadline,
         "image": image,
         "env": environment(sweep),
@@ -77,17 +77,20 @@ def job_name(sweep: str, digest: str, completions: int) -> str:
     return f"{sweep[:room].rstrip('-')}-{digest[:6]}"
 
 
-def failure_rules() -> list[dict[str, Any]]:
-    """The table of exit codes, as a Job's podFailurePolicy; what it does not name counts as a failure."""
-    by_retry = {
-        retry: sorted(code for code, meaning in exit_codes.MEANINGS.items() if meaning.retry == retry)
-        for retry in ("never", "free")
-    }
-    actions = (("never", "FailIndex"), ("free", "Ignore"))
-    rules: list[dict[str, Any]] = [
-        {"action": action, "onExitCodes": {"containerName": "train", "operator": "In", "values": by_retry[retry]}}
-        for retry, action in actions
-    ]
+def failure_rules(with_deadline: bool) -> list[dict[str, Any]]:
+    """The table of exit codes, as a Job's podFailurePolicy; what it does not name counts as a failure.
+
+    A pod that meets its deadline is ended by SIGTERM as a preempted one is. So `with_deadline` only what Kubernetes itself
+    calls a disruption is free, else a trial that always takes too long would be tried for ever.
+    """
+
+    def codes(retry: str) -> dict[str, Any]:
+        values = sorted(code for code, meaning in exit_codes.MEANINGS.items() if meaning.retry == retry)
+        return {"containerName": "train", "operator": "In", "values": values}
+
+    rules: list[dict[str, Any]] = [{"action": "FailIndex", "onExitCodes": codes("never")}]
+    if not with_deadline:
+        rules.append({"action": "Ignore", "onExitCodes": codes("free")})
     return [*rules, {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
 
 

@@ -193,7 +193,7 @@ class Runner:
         attempt.to_step = self.ledger.step_of(key)
         if before is not None:
             before.lost_steps = max(before.to_step - attempt.from_step, 0)
-        action = "Count" if process.overdue else self._action(code, process.disrupted)
+        action = self._action(code, process.disrupted)
         attempt.how = self._words(code, process)
         attempt.counted = action == "Count" and code != exit_codes.DONE
         if code == exit_codes.DONE:

@@ -21,6 +21,7 @@ from flexrl.words import duration, rounded, short
 
 SHOWN = 40  # rows of a plan that are printed one by one
 SECONDS_BETWEEN_LINES = 15.0
+WIDE = 110  # columns of a terminal from which on a trial and its point have columns of their own
 PLAN_COLOURS = {"new": "green", "done": "dim", "changed": "yellow", "failed": "red", "unfinished": "cyan"}
 STATE_COLOURS: dict[State, str] = {"done": "green", "running": "cyan", "waiting": "", "failed": "red", "refused": "red"}
 
@@ -45,13 +46,17 @@ def print_plan(sweep: SweepSettings, plan: Plan, at_a_time: int) -> None:
         console.print(f"{short(plan.steps_left)} steps to do; no earlier run of this kind says how fast", highlight=False)
 
 
-def status_table(ledger: Ledger, entries: Sequence[Entry]) -> Table:
-    """A row a trial."""
+def status_table(ledger: Ledger, entries: Sequence[Entry], width: int) -> Table:
+    """A row a trial; in a narrow terminal its point stands under its id."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("trial", "point", "state", "attempts", "steps", "steps/s", "left", "lost", "return"):
-        table.add_column(name, justify="left" if name in ("trial", "point", "state") else "right", no_wrap=name != "point")
+    table.add_column("trial", overflow="fold")
+    if width >= WIDE:
+        table.add_column("point", overflow="fold")
+    for name in ("state", "tries", "steps", "steps/s", "left", "lost", "return"):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for entry in entries:
-        table.add_row(*row_of(entry, ledger.status(entry.id), ledger))
+        key, title, *others = row_of(entry, ledger.status(entry.id), ledger)
+        table.add_row(*((key, title) if width >= WIDE else (Text(f"{key}\n").append(str(title), "dim"),)), *others)
     return table
 
 
@@ -79,7 +84,7 @@ def print_status(ledger: Ledger) -> None:
     """The table of the sweep as it was last submitted, why trials failed, and how many stand how."""
     console = Console()
     entries = sorted((e for e in ledger.entries().values() if e.is_current), key=lambda e: (e.label, e.seed))
-    console.print(status_table(ledger, entries))
+    console.print(status_table(ledger, entries, console.width))
     statuses = {entry.id: ledger.status(entry.id) for entry in entries}
     for key, status in statuses.items():
         if status.state in ("failed", "refused"):
@@ -124,7 +129,7 @@ class Screen:
             self._tell_start(process)
         seconds = time.monotonic() - self._shown
         if self._console.is_terminal and seconds > 1.0:
-            table = status_table(self._ledger, [self._entries[process.trial] for process in running])
+            table = status_table(self._ledger, [self._entries[process.trial] for process in running], self._console.width)
             table.caption = f"{len(self._trials) - num_left - len(running)} of {len(self._trials)} over, {num_left} to start"
             self._live.update(table, refresh=True)
             self._shown = time.monotonic()

@@ -1,0 +1,411 @@
+"""Sweeps: what they come to, what is run again, what a kill costs, what is refused; and their manifests."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from flexrl import exit_codes, job_manifests, job_rules, sweeps, trial
+from flexrl.config import UserError
+from flexrl.statistics import interquartile_mean
+from flexrl.sweep_ledger import Ledger
+from flexrl.sweeps import Trial, code_digest, expand, identity, load_sweep, rehearsals
+
+ROOT = Path(__file__).parent.parent
+IMAGE = "registry.example/flex-rl@sha256:" + "ab" * 32
+TINY = {
+    "name": "tiny",
+    "set": {
+        "world": {"body": "half_cheetah", "task": "v5", "num_envs": 4},
+        "learner": {"n_steps": 64, "batch_size": 64, "n_epochs": 1},
+        "evaluation": {"every": None, "episodes": 1},
+        "num_steps": 2000,
+        "video": False,
+        "save_every": 0,
+        "log_every": 1,
+    },
+    "grid": {"learner.learning_rate": [1e-4, 1e-3]},
+    "seeds": 2,
+    "resources": {"cpu": 1, "memory": "512Mi"},
+}
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.yaml"
+    values = {key: value for key, value in {**TINY, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def trials_of(path: Path, **options: Any) -> list[Trial]:
+    return expand(load_sweep(path), path, **options)
+
+
+def submit(path: Path, workspace: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(path, workspace, *options), cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def command(path: Path, workspace: Path, *options: str) -> list[str]:
+    return [sys.executable, "submit_sweep.py", "--sweep", str(path), "--workspace", str(workspace), *options]
+
+
+def test_axes_come_to_every_combination(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        grid={"learner.gamma": [0.9, 0.99], "learner.policy_kwargs.net_arch": [[8], [16, 16]]},
+        zip={"world.num_envs": [2, 4], "learner.n_steps": [128, 64]},
+        list=[{"name": "plain"}, {"name": "bold", "set": {"learner.ent_coef": 0.1}}],
+        include=[{"learner.gamma": 0.5}],
+        exclude=[{"learner.gamma": 0.9, "name": "bold"}],
+        seeds=[3, 7],
+    )
+    trials = trials_of(path)
+    assert len(trials) == (2 * 2 * 4 - 4 + 1) * 2
+    assert len({t.id for t in trials}) == len({t.title for t in trials}) == len(trials)
+    assert {(t.settings.world.num_envs, t.settings.learner.n_steps) for t in trials[:-2]} == {(2, 128), (4, 64)}
+    assert {t.settings.seed for t in trials} == {3, 7}
+    bold = [t for t in trials if t.point.get("name") == "bold"]
+    assert all(t.settings.learner.ent_coef == 0.1 and t.settings.learner.gamma == 0.99 for t in bold)
+    assert trials[0].title == "plain num_envs=2 n_steps=128 gamma=0.9 net_arch=[8] seed=3"
+    assert trials[-1].settings.learner.gamma == 0.5
+
+
+def test_random_points_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    axes = {"learner.learning_rate": {"log_uniform": [1e-5, 1e-2]}, "learner.n_epochs": {"whole": [1, 4]}}
+    path = written(tmp_path, grid=None, random={"n": 50, "seed": 1, "axes": axes}, seeds=1)
+    trials = trials_of(path)
+    rates = [t.settings.learner.learning_rate for t in trials]
+    assert all(1e-5 <= rate <= 1e-2 for rate in rates)
+    assert sum(rate < 3e-4 for rate in rates) in range(15, 36)  # half of them below the geometric middle
+    assert {t.settings.learner.n_epochs for t in trials} == {1, 2, 3, 4}
+    assert [t.id for t in trials_of(path)] == [t.id for t in trials]
+    other = written(tmp_path, grid=None, random={"n": 50, "seed": 2, "axes": axes}, seeds=1)
+    assert not {t.id for t in trials_of(other)} & {t.id for t in trials}
+
+
+def test_a_trial_is_known_by_all_that_decides_it(tmp_path: Path) -> None:
+    first = trials_of(written(tmp_path))[0]
+    assert trials_of(written(tmp_path))[0].id == first.id
+    known = {first.id}
+    code = code_digest("train.py")
+    known.add(identity("train.py", first.settings, "other code", None, {}))
+    known.add(identity("train.py", first.settings, code, IMAGE, {}))
+    known.add(identity("train.py", first.settings, code, None, {"examples/pretrained/humanoid_walk": "abc"}))
+    known.add(identity("train.py", first.settings.model_copy(update={"seed": 9}), code, None, {}))
+    known.add(identity("train.py", first.settings.model_copy(update={"num_steps": 9}), code, None, {}))
+    assert len(known) == 6
+    assert identity("train.py", first.settings, code, None, {}) == first.id
+
+
+def test_code_counts_as_what_decides(tmp_path: Path) -> None:
+    for name in ("flexrl", "train.py", "requirements.txt"):
+        source = ROOT / name
+        subprocess.run(["cp", "-r", str(source), str(tmp_path / name)], check=True)
+    assert code_digest("train.py", tmp_path) == code_digest("train.py")
+    with (tmp_path / "flexrl" / "rewards.py").open("a") as file:
+        file.write("# changed\n")
+    assert code_digest("train.py", tmp_path) != code_digest("train.py")
+
+
+def test_few_rehearsals_have_every_value_once(tmp_path: Path) -> None:
+    grid = {"learner.gamma": [0.9, 0.95, 0.99], "learner.n_epochs": [1, 2, 3], "learner.ent_coef": [0.0, 0.1, 0.2]}
+    trials = trials_of(written(tmp_path, grid=grid))
+    chosen = rehearsals(trials)
+    assert len(chosen) == 3
+    for key, values in grid.items():
+        assert {t.point[key] for t in chosen} == set(values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"grid": {"learner.learning_rte": [1e-3]}}, "no key 'learning_rte' here; did you mean 'learning_rate'?"),
+        ({"grid": {"learner.gamma": [2.0]}}, "learner.gamma=2: learner.gamma: expected"),
+        ({"grid": {"learner.gamma": []}}, "grid.learner.gamma: has no values"),
+        ({"zip": {"learner.gamma": [0.9, 0.99], "learner.n_epochs": [1]}}, "zip: expected as many values of each"),
+        ({"grid": {"num_steps": list(range(1, 5001))}, "seeds": 200}, "comes to 1,000,000 trials; add --yes"),
+        ({"grid": {"learner.gamma": [0.990001, 0.990002]}}, "two trials would be called 'gamma=0.99 seed=0'"),
+        ({"include": [{"learner.learning_rate": 1e-4}]}, "are the same trial; keep one"),
+        ({"exclude": [{}]}, "comes to no trial"),
+        ({"random": {"n": 2, "axes": {"learner.gamma": {"uniform": [1, 0]}}}}, "expected two rising numbers"),
+        ({"random": {"n": 2, "axes": {"learner.gamma": {}}}}, "expected one of uniform, log_uniform, whole or choice"),
+        ({"config": "nothing.yaml"}, "nothing.yaml: no such file"),
+        ({"verb": "trian.py"}, "did you mean 'train.py'?"),
+        ({"seeds": 0}, "seeds: expected how many seeds"),
+        ({"seeds": [1, 1]}, "seeds: expected seeds that differ"),
+        ({"resources": {"cpu": "many"}}, "resources.cpu"),
+        ({"set": {"init_from": "nowhere"}}, "nowhere: is no snapshot"),
+        ({"name": "Tiny_1"}, "name: expected"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        trials_of(written(tmp_path, **changes))
+    assert said in str(caught.value)
+    assert str(tmp_path) in str(caught.value) or "nowhere" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_built_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    path = written(tmp_path, grid={"device": ["cpu", "cuda:77"]})
+    done = submit(path, tmp_path / "workspace")
+    assert done.returncode == 2, done.stderr
+    assert "device=cuda:77 seed=0: device: there is no cuda:77" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_a_sweep_runs_once_and_only_what_changed_again(tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    done = submit(written(tmp_path), workspace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ledger = Ledger(workspace / "sweeps" / "tiny")
+    entries = ledger.entries()
+    assert len(entries) == 4
+    results = {key: ledger.status(key).result for key in entries}
+    assert len(set(results.values())) == 4
+    again = submit(written(tmp_path), workspace)
+    assert again.returncode == 0
+    assert "= 4 done" in again.stdout
+    more = submit(written(tmp_path, grid={"learner.learning_rate": [1e-4, 3e-3]}), workspace, "--plan")
+    assert "+ 2 new  = 2 done" in more.stdout
+    changed = submit(written(tmp_path, set={**TINY["set"], "num_steps": 3000}), workspace, "--plan")
+    assert "~ 4 changed" in changed.stdout
+    assert "steps/s each, as earlier runs made" in changed.stdout
+    report = subprocess.run(
+        [sys.executable, "submit_sweep.py", "report", "tiny", "--workspace", str(workspace), "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    points = json.loads(report.stdout)
+    assert [len(point["scores"]) for point in points] == [2, 2]
+    assert points[0]["iqm"] >= points[1]["iqm"]
+    assert points[0]["iqm"] == pytest.approx(sum(points[0]["scores"]) / 2)
+    assert points[0]["interval"][0] <= points[0]["iqm"] <= points[0]["interval"][1]
+    assert (ledger.folder / "report.png").stat().st_size > 5000
+    rows = (ledger.folder / "report.csv").read_text().splitlines()
+    assert rows[0] == "trial,learner.learning_rate,seed,state,attempts,lost_steps,steps,eval/return"
+    assert len(rows) == 5
+    chaotic = submit(written(tmp_path), tmp_path / "chaos", "--chaos", "kill=0.7,seed=1")
+    assert chaotic.returncode == 0, chaotic.stdout + chaotic.stderr
+    other = Ledger(tmp_path / "chaos" / "sweeps" / "tiny")
+    assert {key: other.status(key).result for key in other.entries()} == results
+    attempts = [attempt for key in results for attempt in other.status(key).attempts]
+    assert sum(attempt.how == "killed by --chaos" for attempt in attempts) == len(attempts) - 4 > 0
+    assert not any(attempt.counted for attempt in attempts)
+
+
+def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    path, workspace = written(tmp_path, set={**TINY["set"], "num_steps": 30_000}, grid=None), tmp_path / "workspace"
+    ledger = Ledger(workspace / "sweeps" / "tiny")
+    process = subprocess.Popen(command(path, workspace), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not any(ledger.step_of(key) for key in ledger.entries()):
+        time.sleep(0.1)
+    refused = submit(path, workspace)
+    assert refused.returncode == 2
+    assert "another process is running this sweep" in refused.stderr
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the same command goes on" in errors
+    stopped = {key: ledger.status(key) for key in ledger.entries()}
+    cut = [key for key, status in stopped.items() if status.attempts]
+    assert all(stopped[key].state == "waiting" and stopped[key].attempts[0].exit_code == 143 for key in cut)
+    done = submit(path, workspace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for key in cut:
+        status = ledger.status(key)
+        assert status.state == "done"
+        assert status.attempts[1].from_step > 0
+        assert status.num_counted == 0
+
+
+def test_bad_settings_are_never_retried_and_failures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb that ends as it is told, in place of train.py, under the manifest's own rules."""
+    from flexrl.local_runner import Runner
+
+    path = written(tmp_path, grid=None, seeds=5, retries=1, parallelism=2)
+    sweep, trials = load_sweep(path), trials_of(path)
+    ledger = Ledger(tmp_path / "sweep")
+    ledger.submit(sweep, trials, None)
+    codes = [[2], [1, 1, 0], [75, 0], [143, 143, 143, 0], [-9, 1, 0]]  # by trial and attempt; -9: killed by the kernel
+    script = tmp_path / "ends.py"
+    script.write_text(
+        "import json, os, sys\n"
+        f"codes = {codes}[int(os.environ['JOB_COMPLETION_INDEX'])]\n"
+        "path = os.environ['FLEXRL_WORKSPACE'] + '/' + os.environ['JOB_COMPLETION_INDEX']\n"
+        "number = len(open(path).read()) if os.path.exists(path) else 0\n"
+        "open(path, 'a').write('.')\n"
+        "os.kill(os.getpid(), 9) if codes[number] == -9 else sys.exit(codes[number])\n"
+    )
+    monkeypatch.setattr(Ledger, "result_of", lambda self, trial: "made")
+    job, config_map = job_manifests.render(sweep, trials, "local")
+    job["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", str(script)]
+    environment = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    next(variable for variable in environment if variable["name"] == trial.WORKSPACE)["value"] = "/app/workspace/sweeps/sweep"
+    runner = Runner(job, config_map, [t.id for t in trials], {}, ledger)
+    assert runner.run()
+    statuses = [ledger.status(t.id) for t in trials]
+    assert [status.state for status in statuses] == ["refused", "failed", "done", "done", "failed"]
+    assert [[a.exit_code for a in status.attempts] for status in statuses] == [
+        [2],
+        [1, 1],
+        [75, 0],
+        [143, 143, 143, 0],
+        [137, 1],
+    ]
+    assert [status.num_counted for status in statuses] == [0, 2, 1, 0, 2]
+
+
+def test_a_trial_that_takes_too_long_counts(tmp_path: Path) -> None:
+    from flexrl.local_runner import Runner
+
+    path = written(tmp_path, grid=None, seeds=1, retries=1, deadline=1)
+    sweep, trials = load_sweep(path), trials_of(path)
+    ledger = Ledger(tmp_path / "sweep")
+    ledger.submit(sweep, trials, None)
+    script = tmp_path / "waits.py"
+    script.write_text("import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(143))\ntime.sleep(60)\n")
+    job, config_map = job_manifests.render(sweep, trials, "local")
+    job["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", str(script)]
+    assert Runner(job, config_map, [t.id for t in trials], {}, ledger).run()
+    status = ledger.status(trials[0].id)
+    assert status.state == "failed"
+    assert [attempt.how for attempt in status.attempts] == ["took longer than the deadline of 1 s"] * 2
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> dict[str, Any]:
+    path = written(tmp_path, max_failed=1, queue="gpus", resources={"gpu": 1, "accelerator": "nvidia-l4", "spot": True})
+    return job_manifests.render(load_sweep(path), trials_of(path, image=IMAGE), "gke", IMAGE, "abc")[0]
+
+
+@pytest.mark.parametrize("version", ["1.33", "1.34", "1.37"])
+@pytest.mark.parametrize("target", ["local", "kind", "gke"])
+def test_manifests_are_what_kubernetes_takes(tmp_path: Path, target: Any, version: str) -> None:
+    for number, resources in enumerate(({}, {"gpu": 2, "accelerator": "nvidia-l4", "spot": True, "cpu": "500m"})):
+        path = written(tmp_path, resources=resources, queue="gpus" if number else None, deadline=3600 if number else None)
+        image = None if target == "local" else IMAGE
+        manifests = job_manifests.render(load_sweep(path), trials_of(path, image=image), target, image)
+        assert job_rules.problems(manifests[0]) == []
+        for manifest in manifests:
+            kubernetes_validate.validate(manifest, version, strict=True)
+        pod = manifests[0]["spec"]["template"]["spec"]
+        assert ("nodeSelector" in pod) == (target != "kind" and number == 1)
+        packed = base64.b64decode(manifests[1]["binaryData"][job_manifests.TRIALS_FILE])
+        assert trial.unpack(packed, 3)["id"] == trials_of(path, image=image)[3].id
+
+
+def broken(job: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of the Job with a dotted key set to the value, or without it (null)."""
+    job = copy.deepcopy(job)
+    *parents, last = key.split(".")
+    level: Any = job
+    for part in parents:
+        level = level[int(part)] if part.isdigit() else level[part]
+    if value is None:
+        del level[last]
+    else:
+        level[int(last) if last.isdigit() else last] = value
+    return job
+
+
+POD, TRAIN = "spec.template.spec", "spec.template.spec.containers.0"
+RULE = "spec.podFailurePolicy.rules.0"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("spec.completionMode", "NonIndexed", "only an Indexed Job has it"),
+        ("spec.completions", None, "an Indexed Job says how many"),
+        (f"{POD}.restartPolicy", "OnFailure", "needs restartPolicy: Never"),
+        (f"{POD}.restartPolicy", "Always", "Never or OnFailure"),
+        ("spec.maxFailedIndexes", 5, "more than the 4 completions"),
+        ("spec.backoffLimitPerIndex", None, "maxFailedIndexes: needs backoffLimitPerIndex"),
+        ("spec.backoffLimitPerIndex", None, "FailIndex needs backoffLimitPerIndex"),
+        ("spec.parallelism", 100_001, "spec.parallelism: is more than 100,000"),
+        ("metadata.name", "a" * 62, "is no DNS label"),
+        ("metadata.name", "Tiny", "is no DNS label"),
+        ("spec.podReplacementPolicy", "TerminatingOrFailed", "only Failed goes with podFailurePolicy"),
+        (f"{RULE}.onExitCodes.containerName", "trian", "there is no container 'trian'"),
+        (f"{RULE}.onExitCodes.values", [0, 2], "0 is no failure"),
+        (f"{RULE}.onExitCodes.values", [78, 2], "must rise, each once"),
+        (f"{RULE}.onExitCodes.values", [2, 2], "must rise, each once"),
+        (f"{RULE}.onExitCodes.values", [], "1 to 255"),
+        (f"{RULE}.onExitCodes", None, "exactly one of onExitCodes and onPodConditions"),
+        (f"{RULE}.onPodConditions", [{"type": "DisruptionTarget"}], "exactly one of onExitCodes and onPodConditions"),
+        ("spec.podFailurePolicy.rules.2.onPodConditions.0.status", True, "the status is text"),
+        (f"{RULE}.action", "Retry", "expected one of FailJob"),
+        ("spec.podFailurePolicy.rules", [{"action": "Ignore", "onPodConditions": []}] * 21, "more than 20"),
+        (f"{TRAIN}.resources.requests.cpu", 1, 'quantities are text, such as "1"'),
+        (f"{TRAIN}.resources.limits", {"memory": "1Gi"}, ""),
+        (f"{TRAIN}.resources", {"requests": {"nvidia.com/gpu": "1"}}, "is set as a limit"),
+        (f"{TRAIN}.image", "flex-rl:latest", "without a digest"),
+        (f"{POD}.volumes", [], "there is no volume 'trials'"),
+    ],
+)
+def test_what_the_api_server_would_refuse_is_told_before(job: dict[str, Any], key: str, value: Any, said: str) -> None:
+    assert job_rules.problems(job) == []
+    found = job_rules.problems(broken(job, key, value))
+    assert any(said in problem for problem in found) if said else not found
+
+
+def test_one_table_of_exit_codes_for_runner_and_cluster(job: dict[str, Any]) -> None:
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    actions = {"never": "FailIndex", "free": "Ignore"}
+    for code in range(1, 256):
+        retry = exit_codes.meaning_of(code).retry
+        matching = [rule["action"] for rule in rules if code in rule.get("onExitCodes", {}).get("values", [])]
+        assert matching == ([actions[retry]] if retry in actions else [])
+
+
+def test_names_of_jobs_leave_room_for_their_pods() -> None:
+    for length, completions in ((5, 1), (40, 1), (40, 1000), (40, 100_000)):
+        name = job_manifests.job_name("a" * length, "0123456789", completions)
+        assert len(f"{name}-{completions - 1}") <= 63
+        assert name.endswith("-012345")
+
+
+def test_an_image_without_a_digest_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with pytest.raises(UserError, match=r"--image flex-rl:1: without a digest"):
+        job_manifests.render(load_sweep(path), trials_of(path), "kind", "flex-rl:1")
+
+
+def test_what_no_pod_was_told_is_one_line() -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FLEXRL")}
+    done = subprocess.run(
+        [sys.executable, "submit_sweep.py", "trial"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("submit_sweep.py trial: is what a sweep's Job runs; FLEXRL_TRIALS")
+
+
+def test_a_machine_too_small_is_told(tmp_path: Path) -> None:
+    for resources, said in (({"cpu": 4096}, "resources.cpu: a trial wants 4096"), ({"memory": "900Ti"}, "resources.memory")):
+        done = submit(written(tmp_path, resources=resources), tmp_path / "workspace")
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
+    assert interquartile_mean([1.0, 2.0, 3.0]) == 2.0
+    assert interquartile_mean([-100.0, 1.0, 2.0, 900.0]) == 1.5
+    assert interquartile_mean([0.0, 0.0, 1.0, 2.0, 3.0, 6.0, 99.0, 99.0]) == 3.0
+
+
+def test_verbs_are_those_that_stand_in_the_root() -> None:
+    assert all((ROOT / name).is_file() for name in sweeps.VERBS)
