@@ -26,7 +26,7 @@ import torch
 
 from flexrl import command_line, runs, snapshots
 from flexrl.collection import CollectSettings, describe, make_crew, open_models, rehearse, world_of
-from flexrl.collector import Collector, Episode
+from flexrl.collector import Collector
 from flexrl.config import Settings, UserError
 from flexrl.dataset import columns_of, open_dataset
 from flexrl.dataset_exports import export_lerobot, export_minari, export_npz, import_minari
@@ -66,12 +66,12 @@ def main() -> None:
         with Recording(run, collector, writer) as recording, Progress(settings.num_steps, collector.num_steps) as progress:
             clock = Clock(collector.num_steps)
             while collector.num_steps < settings.num_steps:
-                ended = recording.step()
-                clock.count(ended)
+                num_files, ended = recording.num_files, recording.step()
                 if ended:
+                    clock.count(ended)
                     metrics = clock.metrics(collector.num_steps)
                     progress.update(collector.num_steps, metrics, -np.inf)
-                    if recording.begin_file():
+                    if recording.num_files > num_files:
                         run.log(collector.num_steps, metrics)
                 run.check_stop()
         recording.finish()
@@ -133,9 +133,9 @@ class Clock:
         self._steps, self._time, self._speed = num_steps, time.perf_counter(), 0.0
         self._rows: list[tuple[float, int, float]] = []
 
-    def count(self, ended: list[Episode]) -> None:
+    def count(self, rows: list[dict[str, Any]]) -> None:
         """Keeps how these episodes came out."""
-        self._rows += [(e.row["episode_return"], len(e.steps["reward"]), e.row["success"]) for e in ended]
+        self._rows += [(row["episode_return"], row["length"], row["success"]) for row in rows]
         self._rows = self._rows[-100:]
 
     def metrics(self, num_steps: int) -> dict[str, float]:
@@ -158,6 +158,7 @@ class Recording:
 
     def __init__(self, run: runs.Run[CollectSettings], collector: Collector, writer: DatasetWriter) -> None:
         self._run, self._collector, self._writer = run, collector, writer
+        self.num_files = 0  # begun
         self._moment: dict[str, Any] | None = None  # the collector's state when the file that is being written was full
         self._resume()
 
@@ -167,30 +168,37 @@ class Recording:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._remember()  # the run saves it as it ends
 
-    def step(self) -> list[Episode]:
-        """One control step; the episodes that ended with it, which are the writer's."""
-        ended = list(self._collector.step())
-        for episode in ended:
+    def step(self) -> list[dict[str, Any]]:
+        """One control step; the rows of the episodes that ended with it. Files that they fill are begun."""
+        rows, is_file_begun = [], False
+        for episode in self._collector.step():
             self._writer.add(episode.steps, episode.row)
-        if self._moment is not None and (self._writer.is_settled or self._writer.is_full):
-            self._remember()
-            self._run.save(force=True)
-        return ended
-
-    def begin_file(self) -> bool:
-        """Begins to write a file if enough steps have come together; whether it did."""
-        if not self._writer.is_full:
-            return False
-        self._writer.flush()
-        self._moment = self._collector.get_state()
-        return True
+            rows.append({**episode.row, "length": len(episode.steps["reward"])})
+            if self._writer.is_full:
+                self._save()
+                self._writer.flush()
+                is_file_begun = True
+        if is_file_begun:
+            self._writer.flush()  # what is left over of a step in which many ended: a moment lies between two files
+            self._moment = self._collector.get_state()
+            self.num_files = self._writer.num_shards
+        elif self._writer.is_settled:
+            self._save()
+        return rows
 
     def finish(self) -> None:
         """The episodes that go on are cut, and the dataset is complete."""
         for episode in self._collector.cut():
             self._writer.add(episode.steps, episode.row)
+            if self._writer.is_full:
+                self._writer.flush()
         self._run.num_steps = self._collector.num_steps
         self._writer.finish()
+
+    def _save(self) -> None:
+        if self._moment is not None:
+            self._remember()
+            self._run.save(force=True)
 
     def _remember(self) -> None:
         """The moment, with the writer's (once the file is on disk), as what run.save writes."""

@@ -30,6 +30,7 @@ from flexrl.dataset import (
 )
 from flexrl.runs import OutOfResources
 
+LAST_EPISODE = 2048  # steps that the episode which fills a file usually has at most; there is more room if it needs it
 BLOCK = 8192  # rows whose moments are taken at once
 DESCRIBED = ("observation", "action", "reward", "command")  # columns that stats.json tells about
 
@@ -69,6 +70,30 @@ class Moments:
             setattr(self, name, state[name].copy())
 
 
+class Rows:
+    """Room for the steps of one file, an array a column, which is kept and filled again for another."""
+
+    def __init__(self, columns: Mapping[str, Column], capacity: int) -> None:
+        self._arrays = {name: np.empty((capacity, *column.shape), column.dtype) for name, column in columns.items()}
+        self.length = 0
+
+    def add(self, steps: Mapping[str, Array]) -> None:
+        """Copies an episode's columns (length, ...) behind what there is."""
+        end = self.length + len(steps["reward"])
+        for name, array in self._arrays.items():
+            if end > len(array):
+                array = self._arrays[name] = np.concatenate(
+                    [array, np.empty_like(array[: max(len(array) // 4, end - len(array))])]
+                )
+            np.copyto(array[self.length : end], steps[name], casting="same_kind")
+        self.length = end
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """What was added."""
+        return {name: array[: self.length] for name, array in self._arrays.items()}
+
+
 class DatasetWriter:
     """Takes whole episodes, writes a file of steps when `shard_steps` have come together, and the rest at the end."""
 
@@ -78,8 +103,8 @@ class DatasetWriter:
         self.num_steps = 0  # in all, those of files that are still to be written included
         self.num_shards = 0  # files of steps, the one that is being written included
         self._schema = schema_of(self.columns)
-        self._pending: list[dict[str, Array]] = []
-        self._num_pending = 0
+        self._pending = Rows(self.columns, shard_steps + LAST_EPISODE)
+        self._spare: list[Rows] = []
         self._rows: list[dict[str, Any]] = []  # of the table of episodes
         self._hashes: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
@@ -96,25 +121,24 @@ class DatasetWriter:
     @property
     def is_full(self) -> bool:
         """Whether enough steps have come together for a file."""
-        return self._num_pending >= self.shard_steps
+        return self._pending.length >= self.shard_steps
 
-    def add(self, steps: dict[str, Array], row: Mapping[str, Any]) -> None:
-        """An episode: its columns (length, ...), which are the writer's from here on, and its entries in the table."""
+    def add(self, steps: Mapping[str, Array], row: Mapping[str, Any]) -> None:
+        """An episode: its columns (length, ...), which are copied, and its entries in the table."""
         length = len(steps["reward"])
-        place = {"shard": self.num_shards, "start": self._num_pending, "length": length}
+        place = {"shard": self.num_shards, "start": self._pending.length, "length": length}
         self._rows.append({**place, **row})
-        self._pending.append(steps)
-        self._num_pending += length
+        self._pending.add(steps)
         self.num_steps += length
 
     def flush(self) -> None:
         """Begins to write the steps that have come together as one file, in the background, once the last one is written."""
-        self.settle()
-        if not self._pending:
+        if not self._pending.length:
             return
+        self.settle()
         self._writing = self._background.submit(self._write_shard, shard_name(self.num_shards), self._pending)
         self.num_shards += 1
-        self._pending, self._num_pending = [], 0
+        self._pending = self._spare.pop() if self._spare else Rows(self.columns, self.shard_steps + LAST_EPISODE)
         self._flushed = (self.num_steps, len(self._rows))
 
     @property
@@ -128,17 +152,16 @@ class DatasetWriter:
             self._writing.result()
             self._writing = None
 
-    def _write_shard(self, name: str, episodes: list[dict[str, Array]]) -> None:
-        arrays = {
-            column: np.concatenate([steps.pop(column) for steps in episodes], dtype=kind.dtype, casting="same_kind")
-            for column, kind in self.columns.items()
-        }
+    def _write_shard(self, name: str, steps: Rows) -> None:
+        arrays = steps.arrays
         for column, moments in self._moments.items():
             rows = arrays[column].reshape(len(arrays[column]), -1)
             for first in range(0, len(rows), BLOCK):
                 moments.add(rows[first : first + BLOCK])
         batch = pa.record_batch([to_arrow(array) for array in arrays.values()], schema=self._schema)
         self._write_batch(name, batch)
+        steps.length = 0
+        self._spare.append(steps)
 
     def finish(self) -> str:
         """Writes what is left, the table, the statistics and the manifest; returns the content hash."""

@@ -158,6 +158,8 @@ class Run(Generic[S]):
         self._saved_at = time.time()
         state = self._state
         self._state_is_saved = self._survive("latest/", lambda: self._write(self.latest, state()))
+        if self._state_is_saved:
+            self._state = None  # it may be large
         return self._state_is_saved
 
     def is_due(self, every: float) -> bool:
