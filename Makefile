@@ -4,9 +4,13 @@ VENV   ?= .venv
 RUN     = $(VENV)/bin/python
 MODEL  ?= examples/pretrained/humanoid_skills
 IMAGE  ?= flex-rl
+SWEEP  ?= examples/half_cheetah_sweep.yaml
+TARGET ?= local
+GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
 .DEFAULT_GOAL := help
-.PHONY: help train play collect test check format tensorboard bench build-dev shell clean
+.PHONY: help train play collect test check format tensorboard bench sweep need-docker need-cluster build-dev shell \
+        build-runtime cluster-up load-image cluster-down clean
 
 help:  ## print this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -44,14 +48,36 @@ bench: $(VENV)/.installed  ## the figures of docs/RESULTS.md that take minutes, 
 	$(RUN) bench/physics.py
 	$(RUN) bench/ppo.py
 
-build-dev:  ## build the development image
-	@command -v docker >/dev/null || { echo "build-dev: docker is not installed; see https://docs.docker.com/engine/install/" >&2; exit 2; }
-	@docker info >/dev/null 2>&1 || { echo "build-dev: no Docker engine answers; start it (systemctl start docker)" >&2; exit 2; }
-	@test -f docker/Dockerfile || { echo "build-dev: docker/Dockerfile is not there yet; the images come with a later release" >&2; exit 2; }
+sweep: $(VENV)/.installed  ## run a sweep (SWEEP=examples/half_cheetah_sweep.yaml TARGET=local ARGS=--plan)
+	$(RUN) submit_sweep.py --sweep $(SWEEP) --target $(TARGET) $(ARGS)
+
+need-docker:
+	@command -v docker >/dev/null || { echo "docker is not installed: https://docs.docker.com/engine/install/" >&2; exit 2; }
+	@docker info >/dev/null 2>&1 || { echo "no Docker engine answers; start it: systemctl start docker" >&2; exit 2; }
+
+need-cluster: need-docker
+	@command -v kind >/dev/null || { echo "kind is not installed: go install sigs.k8s.io/kind@latest, or brew install kind" >&2; exit 2; }
+	@command -v kubectl >/dev/null || { echo "kubectl is not installed: https://kubernetes.io/docs/tasks/tools/" >&2; exit 2; }
+
+build-dev: need-docker  ## build the development image
 	docker build --target dev --tag $(IMAGE):dev --file docker/Dockerfile .
 
-shell: build-dev  ## a shell in the development image, with this folder mounted
-	docker run --rm --interactive --tty --volume "$(CURDIR)":/app $(IMAGE):dev bash
+shell: build-dev  ## a shell in the development image, with this folder mounted and your own user
+	docker run --rm --interactive --tty --user "$(shell id -u):$(shell id -g)" $(GPUS) --volume "$(CURDIR)":/app $(IMAGE):dev bash
+
+build-runtime: need-docker  ## build the image that clusters run
+	docker build --target runtime --build-arg COMMIT="$(shell git rev-parse HEAD)" --tag $(IMAGE) --file docker/Dockerfile .
+
+cluster-up: need-cluster  ## a Kind cluster on this machine, its workspace being this folder's
+	mkdir -p workspace
+	kind create cluster --name flex-rl --config k8s/kind_cluster.yaml
+	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml -f k8s/workspace_kind.yaml
+
+load-image: need-cluster build-runtime  ## bring the runtime image into the Kind cluster
+	kind load docker-image $(IMAGE) --name flex-rl
+
+cluster-down: need-cluster  ## remove the Kind cluster; workspace/ stays
+	kind delete cluster --name flex-rl
 
 clean:  ## remove the environment and caches, never workspace/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

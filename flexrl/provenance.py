@@ -42,8 +42,8 @@ def here() -> dict[str, Any]:
 
 
 def code_version(root: Path) -> dict[str, str | None]:
-    """The git commit of the code and a hash of what is not committed; null outside a checkout."""
-    commit = _git(root, "rev-parse", "HEAD")
+    """The git commit of the code (of an image: that it was made of) and a hash of what is not committed; or null."""
+    commit = _git(root, "rev-parse", "HEAD") or os.environ.get("FLEXRL_COMMIT")
     diff = _git(root, "diff", "HEAD") if commit else None
     digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
     return {"git_commit": commit.strip() if commit else None, "git_diff_sha256": digest}
