@@ -21,6 +21,7 @@ Manifest = dict[str, Any]
 TEMPLATES = ROOT / "k8s"
 TRIALS_FILE = "trials.json.gz"
 MAX_CONFIG_MAP = 1 << 20  # bytes, of etcd
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 HOLE = re.compile(r"\$\{(\w+)\}")
 LOCAL_IMAGE = "localhost/flex-rl@sha256:" + "0" * 64  # what runs here is this folder
 
@@ -136,6 +137,12 @@ def tolerations(resources: ResourceSettings) -> list[Manifest] | None:
 def cpus(quantity: str) -> float:
     """Cores of a quantity of Kubernetes: 2, 0.5, 500m."""
     return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
+
+
+def num_bytes(quantity: str) -> float:
+    """Bytes of a quantity of Kubernetes: 2Gi, 500M."""
+    digits = quantity.rstrip("kMGTi")
+    return float(digits) * UNITS[quantity.removeprefix(digits)]
 
 
 def pack_trials(sweep: SweepSettings, trials: Sequence[Trial]) -> bytes:

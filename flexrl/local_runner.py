@@ -20,12 +20,11 @@ import psutil
 
 from flexrl import exit_codes, machine, trial
 from flexrl.config import UserError
-from flexrl.job_manifests import Manifest, cpus
+from flexrl.job_manifests import Manifest, cpus, num_bytes
 from flexrl.provenance import now
 from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
 
 POLL = 0.2  # s
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 @dataclass(frozen=True)
@@ -251,9 +250,3 @@ class Runner:
                 process.process.kill()
             self._end(process)
         self.running.clear()
-
-
-def num_bytes(quantity: str) -> float:
-    """Bytes of a quantity of Kubernetes: 2Gi, 500M."""
-    digits = quantity.rstrip("kMGTi")
-    return float(digits) * UNITS[quantity.removeprefix(digits)]

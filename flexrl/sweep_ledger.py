@@ -34,6 +34,8 @@ class Attempt:
     to_step: int = 0  # what its metrics reached
     lost_steps: int = 0  # of them, those that the next attempt did again
     counted: bool = False  # whether it used up a retry
+    pod: str | None = None  # its name, on a cluster
+    is_logged: bool = True  # whether what it printed is kept here
 
 
 @dataclass

@@ -1,0 +1,211 @@
+"""Submitting to Kubernetes over HTTP: once, to the end, every log kept, whatever the API server does meanwhile."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_cluster import ToyCluster
+
+from flexrl import job_manifests, runs
+from flexrl.cluster import Follower, indexes
+from flexrl.config import UserError
+from flexrl.sweep_ledger import Ledger
+from flexrl.sweeps import SweepSettings, Trial
+
+IMAGE = "registry.example/flex-rl@sha256:" + "cd" * 32
+
+
+class NoSettings(runs.Settings):
+    """Of a trial that nobody runs."""
+
+    num_steps: int = 10
+
+
+def a_sweep(folder: Path, num_trials: int, name: str = "tiny", **changes: Any) -> tuple[Any, Any, list[str], Ledger]:
+    sweep = SweepSettings(name=name, seeds=num_trials, parallelism=3, retries=1, **changes)
+    trials = [Trial(f"{name}{i:08d}", "", i, {}, NoSettings(), {}) for i in range(num_trials)]
+    job, config_map = job_manifests.render(sweep, trials, "kind", IMAGE)
+    ledger = Ledger(folder / name)
+    ledger.submit(sweep, trials, IMAGE)
+    return job, config_map, [t.id for t in trials], ledger
+
+
+class Crash(Exception):
+    """The machine that follows goes down."""
+
+
+def expected(plan: Callable[[int, int], int | str], index: int) -> tuple[str, list[int | str]]:
+    """How a trial ends under `retries: 1`, and what each of its attempts came to."""
+    outcomes: list[int | str] = []
+    counted = 0
+    while True:
+        outcome = plan(index, len(outcomes))
+        outcomes.append(outcome)
+        if outcome in (0, 2):
+            return ("done" if outcome == 0 else "refused"), outcomes
+        counted += outcome not in ("disrupted", 143)
+        if counted > 1:
+            return "failed", outcomes
+
+
+def check(ledger: Ledger, trials: list[str], plan: Callable[[int, int], int | str]) -> None:
+    """Every trial ended as the plan has it, every attempt is known, every log is whole."""
+    for index, key in enumerate(trials):
+        state, outcomes = expected(plan, index)
+        status = ledger.status(key)
+        assert status.state == state
+        codes = [137 if outcome == "disrupted" else outcome for outcome in outcomes]
+        assert [attempt.exit_code for attempt in status.attempts] == codes
+        assert [attempt.how == "preempted" for attempt in status.attempts] == [o in ("disrupted", 143) for o in outcomes]
+        for number, outcome in enumerate(outcomes):
+            assert ledger.log_of(key, number).read_text() == f"begins\nends with {outcome}\n"
+
+
+def test_a_job_runs_to_its_end_and_everything_is_noted(tmp_path: Path) -> None:
+    outcomes = {0: [0], 1: [1, 0], 2: [2], 3: [1, 75], 4: ["disrupted", 143, "disrupted", 0]}
+
+    def plan(index: int, number: int) -> int | str:
+        return outcomes[index][number]
+
+    job, config_map, trials, ledger = a_sweep(tmp_path, 5)
+    with ToyCluster(plan) as toy:
+        cluster = toy.client()
+        cluster.check(job)
+        assert cluster.submit(job, config_map)
+        assert not cluster.submit(job, config_map)  # twice is once
+        assert Follower(cluster, job, trials, ledger).run() == "Failed"
+        assert sorted(toy.created) == [("configmaps", job["metadata"]["name"]), ("jobs", job["metadata"]["name"])]
+    check(ledger, trials, plan)
+    assert [ledger.status(key).num_counted for key in trials] == [0, 1, 0, 2, 0]
+
+
+def test_logs_outlive_their_pods(tmp_path: Path) -> None:
+    job, config_map, trials, ledger = a_sweep(tmp_path, 8)
+    with ToyCluster(lambda index, number: 0) as toy:
+        toy.removes_read = True
+        cluster = toy.client()
+        cluster.submit(job, config_map)
+        Follower(cluster, job, trials, ledger).run()
+        until = time.monotonic() + 10
+        while any(plural == "pods" for plural, _ in toy.objects):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    check(ledger, trials, lambda index, number: 0)
+
+
+def test_a_pod_that_vanishes_leaves_what_was_seen_of_it(tmp_path: Path) -> None:
+    job, config_map, trials, ledger = a_sweep(tmp_path, 1)
+    with ToyCluster(lambda index, number: 0) as toy:
+        cluster = toy.client(patience=2.0)
+        toy.held = True  # nothing ends
+        cluster.submit(job, config_map)
+
+        def take_machine_away() -> None:
+            status = ledger.status(trials[0])
+            if len(status.attempts) == 1 and ledger.log_of(trials[0], 0).is_file() and not status.attempts[0].end:
+                with toy.lock:
+                    toy.held = False
+                    del toy.objects["pods", str(status.attempts[0].pod)]
+
+        Follower(cluster, job, trials, ledger, take_machine_away).run()
+    status = ledger.status(trials[0])
+    assert [attempt.how for attempt in status.attempts] == ["its pod vanished", "done"]
+    assert ledger.log_of(trials[0], 0).read_text() == "begins\n(the pod vanished; what it printed after this is lost)\n"
+
+
+def test_another_sweep_of_the_name_waits_for_the_first(tmp_path: Path) -> None:
+    job, config_map, _, _ = a_sweep(tmp_path, 2)
+    other, its_map, _, _ = a_sweep(tmp_path, 3)
+    with ToyCluster(lambda index, number: 1 / 0) as toy:  # type: ignore[arg-type, return-value]
+        toy.stopped.set()  # nothing moves
+        cluster = toy.client()
+        cluster.submit(job, config_map)
+        with pytest.raises(UserError, match=f"tiny: runs already, as {job['metadata']['name']}; wait for it, or .* cancel"):
+            cluster.submit(other, its_map)
+        assert cluster.cancel("tiny") == [job["metadata"]["name"]]
+        assert toy.objects == {}
+        assert cluster.submit(other, its_map)
+
+
+def test_what_is_wrong_with_a_cluster_is_one_line(tmp_path: Path) -> None:
+    job, _, _, _ = a_sweep(tmp_path, 2, resources={"cpu": "8", "memory": "4Gi"})
+    with ToyCluster(lambda index, number: 0) as toy:
+        cluster = toy.client()
+        cluster.check(job)
+        quota = {"metadata": {"name": "q"}, "spec": {"hard": {"requests.cpu": "4000m", "requests.memory": "1Ti"}}}
+        toy.objects["resourcequotas", "q"] = quota
+        with pytest.raises(UserError, match=r"a trial wants requests.cpu 8, the quota of flex-rl allows 4000m"):
+            cluster.check(job)
+        toy.allowed = False
+        with pytest.raises(UserError, match=r"you may not create jobs; ask for the rights of k8s/access.yaml"):
+            cluster.check(job)
+        toy.has_namespace = False
+        with pytest.raises(UserError, match=r"is not set up .*; kubectl apply -f k8s/namespace.yaml"):
+            cluster.check(job)
+        toy.faults = {toy.num_requests + 1: 403}
+        with pytest.raises(UserError, match=r"namespace flex-rl: forbidden \(not now\)"):
+            cluster.check(job)
+    with pytest.raises(UserError, match=r"127.0.0.1.*does not answer .*; is it up\?"):
+        toy.client().check(job)
+
+
+def test_a_job_that_somebody_deleted_is_told(tmp_path: Path) -> None:
+    job, config_map, trials, ledger = a_sweep(tmp_path, 2)
+    with ToyCluster(lambda index, number: 0) as toy:
+        with pytest.raises(runs.Failed, match=r"is gone; somebody deleted it"):
+            Follower(toy.client(), job, trials, ledger).run()
+        cluster = toy.client()
+        config_map["metadata"]["labels"] = {"wrong": "l" * 64}
+        assert cluster.submit(job, config_map)
+
+
+FAULTS = st.dictionaries(st.integers(1, 60), st.sampled_from([429, 500, 503, "drop", "late", "cut"]), max_size=25)
+OUTCOMES = st.lists(
+    st.lists(st.sampled_from([0, 0, 1, 2, 75, 143, "disrupted"]), min_size=6, max_size=6), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(faults=FAULTS, outcomes=OUTCOMES, crashes=st.lists(st.integers(1, 6), max_size=3))
+def test_nothing_is_lost_and_nothing_doubled(
+    faults: dict[int, Any], outcomes: list[list[int | str]], crashes: list[int]
+) -> None:
+    """Fault sequences against the API, and a follower that goes down: one Job, all states, all logs."""
+
+    def plan(index: int, number: int) -> int | str:
+        return outcomes[index][number] if number < 6 else 0
+
+    with tempfile.TemporaryDirectory() as temporary:
+        job, config_map, trials, ledger = a_sweep(Path(temporary), len(outcomes))
+        with ToyCluster(plan, faults) as toy:
+            cluster = toy.client()
+            cluster.submit(job, config_map)
+            for after in crashes:
+                left = [after]
+
+                def show(left: list[int] = left) -> None:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        raise Crash
+
+                try:
+                    cluster.submit(job, config_map)
+                    Follower(cluster, job, trials, ledger, show).run()
+                except Crash:
+                    continue
+            cluster.submit(job, config_map)
+            Follower(cluster, job, trials, ledger).run()
+            assert sorted(toy.created) == [("configmaps", job["metadata"]["name"]), ("jobs", job["metadata"]["name"])]
+        check(ledger, trials, plan)
+
+
+def test_index_ranges_are_read() -> None:
+    assert indexes("1,3-5,7") == {1, 3, 4, 5, 7}
+    assert indexes("") == indexes(None) == set()
