@@ -5,6 +5,7 @@
     python submit_sweep.py status half-cheetah-sweep
     python submit_sweep.py logs half-cheetah-sweep TRIAL
     python submit_sweep.py report half-cheetah-sweep
+    python submit_sweep.py cancel half-cheetah-sweep
 
 It lies in workspace/sweeps/<name>/. Submitted again, finished trials are skipped, cut ones go on, failed ones are run again.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +25,15 @@ from flexrl import command_line, exit_codes, trial
 from flexrl.config import UserError
 
 if TYPE_CHECKING:
-    from flexrl.local_runner import Chaos
-    from flexrl.sweep_ledger import Ledger
-    from flexrl.sweeps import SweepSettings
+    from collections.abc import Callable
 
-ASK_ABOUT = ("status", "logs", "report")
+    from flexrl.job_manifests import Manifest
+    from flexrl.local_runner import Chaos, Runner
+    from flexrl.sweep_ledger import Ledger
+    from flexrl.sweep_plan import Plan
+    from flexrl.sweeps import SweepSettings, Trial
+
+ASK_ABOUT = ("status", "logs", "report", "cancel")
 
 
 def main() -> None:
@@ -66,10 +73,13 @@ def submit(arguments: argparse.Namespace) -> None:
     trials = sweeps.expand(sweep, arguments.sweep, image=arguments.image, many=arguments.yes)
     sweeps.rehearse(sweep, trials, arguments.sweep)
     ledger = Ledger(arguments.workspace / "sweeps" / sweep.name)
+    if arguments.target != "local" and not (arguments.plan or arguments.render):
+        catch_up(ledger)
     plan = make_plan(sweep, trials, ledger, arguments.workspace)
     chosen = [row.trial for row in plan.to_run]
     commit = provenance.code_version(sweeps.ROOT)["git_commit"]
-    manifests = job_manifests.render(sweep, chosen or trials, arguments.target, arguments.image, commit)
+    tried = sum(len(ledger.status(t.id).attempts) for t in chosen)
+    manifests = job_manifests.render(sweep, chosen or trials, arguments.target, arguments.image, commit, tried)
     wrong = job_rules.problems(manifests[0])
     if wrong:
         raise UserError(f"{arguments.sweep}: the Job would be refused: {wrong[0]}")
@@ -83,22 +93,61 @@ def submit(arguments: argparse.Namespace) -> None:
     sweep_screen.print_plan(sweep, plan, runner.slots if arguments.target == "local" else sweep.parallelism)
     if arguments.plan or not chosen:
         return
-    if arguments.target != "local":
-        raise UserError(f"--target {arguments.target}: submitting is not there yet; --render FILE, then kubectl apply -f FILE")
+    if arguments.target == "local":
+        run_here(runner, ledger, sweep, trials, plan)
+    else:
+        run_there(manifests, [t.id for t in chosen], ledger, lambda: ledger.submit(sweep, trials, arguments.image))
+    sweep_screen.print_status(ledger)
+    if any(ledger.status(t.id).state != "done" for t in trials):
+        sys.exit(exit_codes.FAILED)
+
+
+def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial], plan: Plan) -> None:
+    """In processes of this machine, until all trials are over or Ctrl-C stops them."""
+    from flexrl import provenance, sweep_screen
+
     with ledger.locked():
-        ledger.submit(sweep, trials, arguments.image)
+        ledger.submit(sweep, trials, None)
         for row in plan.to_run:
             if row.kind == "failed":
                 ledger.forgive(row.trial.id)
         with sweep_screen.Screen(ledger, runner.trials) as screen:
             runner.show = screen.show
             finished = runner.run()
-    sweep_screen.print_status(ledger)
     if not finished:
+        sweep_screen.print_status(ledger)
         print(f"stopped; the same command goes on: {provenance.python()} {' '.join(sys.argv)}", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED)
-    if any(ledger.status(t.id).state != "done" for t in trials):
-        sys.exit(exit_codes.FAILED)
+
+
+def catch_up(ledger: Ledger) -> None:
+    """Follows the Job that was submitted before, if the cluster still has it: to its end, which may have been long ago."""
+    from flexrl.cluster import Cluster, Follower, connect
+
+    noted = ledger.job()
+    if noted is None:
+        return
+    job, trials = noted
+    cluster = Cluster(connect())
+    if cluster.has(job):
+        with ledger.locked():
+            print(f"Job {job['metadata']['name']}: was submitted before; following it", file=sys.stderr)
+            Follower(cluster, job, trials, ledger).run()
+
+
+def run_there(manifests: tuple[Manifest, Manifest], chosen: list[str], ledger: Ledger, note: Callable[[], None]) -> None:
+    """As a Job of the kubeconfig's cluster, followed until it is over; Ctrl-C leaves it running."""
+    from flexrl.cluster import Cluster, Follower, connect
+
+    cluster = Cluster(connect())
+    cluster.check(manifests[0])
+    with ledger.locked():
+        note()
+        ledger.note_job(manifests[0], chosen)  # before it is there, so that it is found again whatever happens
+        is_new = cluster.submit(*manifests)
+        name = manifests[0]["metadata"]["name"]
+        print(f"Job {name}: {'created' if is_new else 'is there already'}; Ctrl-C leaves it running", file=sys.stderr)
+        Follower(cluster, manifests[0], chosen, ledger).run()
 
 
 def read_chaos(text: str | None) -> Chaos | None:
@@ -140,8 +189,25 @@ def ask() -> None:
             sweep_screen.print_status(ledger)
     elif arguments.verb == "logs":
         print_log(ledger, arguments.trial, arguments.attempt)
+    elif arguments.verb == "cancel":
+        cancel(sweep.name, ledger)
     else:
         report(sweep, ledger, arguments.json)
+
+
+def cancel(name: str, ledger: Ledger) -> None:
+    """Ends what runs of it on the cluster; here Ctrl-C, or SIGTERM to its process, does."""
+    if all(entry.image is None for entry in ledger.entries().values()):
+        process = ledger.runner()
+        if process is None:
+            raise UserError(f"{name}: nothing of it runs here")
+        os.kill(process, signal.SIGTERM)
+        print(f"{name}: asked process {process} to stop; its trials save and leave")
+        return
+    from flexrl.cluster import Cluster, connect
+
+    names = Cluster(connect()).cancel(name)
+    print(f"{name}: {', '.join(names) or 'nothing of it runs there'}{' deleted' if names else ''}")
 
 
 def print_log(ledger: Ledger, start: str, attempt: int | None) -> None:

@@ -159,6 +159,16 @@ class Cluster:
             return False
         return True
 
+    def has(self, job: Manifest) -> bool:
+        """Whether that very Job is there, over or not."""
+        try:
+            found = self.tree(self.call(self.batch.read_namespaced_job, job["metadata"]["name"], self.namespace))
+        except ApiException as error:
+            if error.status == 404:
+                return False
+            raise
+        return bool((found["metadata"].get("annotations") or {}).get(DIGEST) == job["metadata"]["annotations"][DIGEST])
+
     def cancel(self, sweep: str) -> list[str]:
         """Ends all Jobs of a sweep, their pods included, and removes their trials; their names."""
         names = []

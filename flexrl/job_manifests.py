@@ -27,9 +27,17 @@ LOCAL_IMAGE = "localhost/flex-rl@sha256:" + "0" * 64  # what runs here is this f
 
 
 def render(
-    sweep: SweepSettings, trials: Sequence[Trial], target: Target, image: str | None = None, commit: str | None = None
+    sweep: SweepSettings,
+    trials: Sequence[Trial],
+    target: Target,
+    image: str | None = None,
+    commit: str | None = None,
+    num_attempts: int = 0,
 ) -> tuple[Manifest, Manifest]:
-    """The Job and the ConfigMap that run these trials on the target; UserError if they do not fit."""
+    """The Job and the ConfigMap that run these trials on the target; UserError if they do not fit.
+
+    `num_attempts` that they have had already: trials that failed are run again by a Job of another name.
+    """
     image = image or LOCAL_IMAGE
     if target != "local" and "@sha256:" not in image:
         raise UserError(
@@ -38,7 +46,7 @@ def render(
     packed = pack_trials(sweep, trials)
     if len(packed) * 4 / 3 > MAX_CONFIG_MAP * 0.95:
         raise UserError(f"{sweep.name}: its {len(trials):,} trials do not fit into one ConfigMap; make two sweeps of it")
-    digest = hashlib.sha256("".join(t.id for t in trials).encode()).hexdigest()
+    digest = hashlib.sha256(" ".join([*(t.id for t in trials), str(num_attempts)]).encode()).hexdigest()
     name = job_name(sweep.name, digest, len(trials))
     labels = {
         "app.kubernetes.io/name": "flex-rl",

@@ -146,6 +146,21 @@ class Ledger:
         """Writes it, whole or not at all."""
         replace(self._status / f"{trial}.json", json.dumps(asdict(status), indent=1))
 
+    def note_job(self, job: dict[str, Any], trials: Sequence[str]) -> None:
+        """The Job that was submitted last, and the trial of each of its indexes."""
+        replace(self.folder / "job.json", json.dumps({"job": job, "trials": list(trials)}, indent=1))
+
+    def job(self) -> tuple[dict[str, Any], list[str]] | None:
+        """That Job and its trials; null if none was."""
+        path = self.folder / "job.json"
+        if not path.is_file():
+            return None
+        try:
+            document = json.loads(path.read_bytes())
+            return dict(document["job"]), list(document["trials"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: is damaged; kubectl tells of the Job, remove the file to submit anew") from None
+
     def forgive(self, trial: str) -> None:
         """A trial that had failed is tried again: its attempts stay in the ledger, and count no more."""
         status = self.status(trial)
@@ -162,24 +177,27 @@ class Ledger:
     def locked(self) -> Iterator[None]:
         """Nobody else runs this sweep here meanwhile; UserError if somebody does."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
+        with (self.folder / ".lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{self.folder}: another process is running this sweep; see `status`, or wait for it") from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
             yield
 
-    def is_running(self) -> bool:
-        """Whether some process runs this sweep here."""
+    def runner(self) -> int | None:
+        """The process that runs this sweep here; null if none does."""
         path = self.folder / ".lock"
         if not path.is_file():
-            return False
+            return None
         with path.open("r") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return True
-        return False
+                return int(lock.read() or 0) or None
+        return None
 
     def step_of(self, trial: str) -> int:
         """The step that a trial's metrics have reached; 0 before their first line."""

@@ -91,7 +91,7 @@ def print_status(ledger: Ledger) -> None:
             log = ledger.log_of(key, len(status.attempts) - 1)
             console.print(Text(f"{key}: {status.attempts[-1].how}: {last_words(ledger, key, status)} ({log})", "red"))
     counts = Counter(status.state for status in statuses.values())
-    running = "" if ledger.is_running() else "; nothing runs here now"
+    running = "" if ledger.runner() else "; nothing runs here now"
     told = ", ".join(f"{number} {state}" for state, number in counts.items())
     console.print(f"{len(entries)} trials: {told}{running if counts['running'] or counts['waiting'] else ''}", highlight=False)
 

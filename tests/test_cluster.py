@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_cluster import ToyCluster
@@ -19,6 +24,7 @@ from flexrl.config import UserError
 from flexrl.sweep_ledger import Ledger
 from flexrl.sweeps import SweepSettings, Trial
 
+ROOT = Path(__file__).parent.parent
 IMAGE = "registry.example/flex-rl@sha256:" + "cd" * 32
 
 
@@ -204,6 +210,70 @@ def test_nothing_is_lost_and_nothing_doubled(
             Follower(cluster, job, trials, ledger).run()
             assert sorted(toy.created) == [("configmaps", job["metadata"]["name"]), ("jobs", job["metadata"]["name"])]
         check(ledger, trials, plan)
+
+
+def kubeconfig(folder: Path, toy: ToyCluster) -> Path:
+    path = folder / "kubeconfig.yaml"
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "toy",
+        "contexts": [{"name": "toy", "context": {"cluster": "toy", "user": "me"}}],
+        "clusters": [{"name": "toy", "cluster": {"server": toy.address}}],
+        "users": [{"name": "me", "user": {}}],
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_the_command_follows_what_it_left_and_runs_again_what_failed(tmp_path: Path) -> None:
+    ends = {0: [0], 1: [1, 1, 0], 2: [0], 3: [143, 0]}
+    sweep = tmp_path / "tiny.yaml"
+    values = {"set": {"world": {"body": "half_cheetah", "task": "v5"}}, "seeds": 4, "retries": 1}
+    sweep.write_text(yaml.safe_dump(values))
+    workspace = tmp_path / "workspace"
+    command = [sys.executable, "submit_sweep.py", "--sweep", str(sweep), "--workspace", str(workspace)]
+    command += ["--target", "kind", "--image", IMAGE]
+    counts: dict[int, int] = {}
+
+    def plan(index: int, number: int) -> int:
+        index = index if len(toy.created) == 2 else 1  # the second Job has what failed alone
+        counts[index] = counts.get(index, -1) + 1
+        return ends[index][counts[index]]
+
+    with ToyCluster(plan) as toy:
+        environment = os.environ | {"KUBECONFIG": str(kubeconfig(tmp_path, toy))}
+        toy.held = True
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        until = time.monotonic() + 120
+        while not any(plural == "pods" for plural, _ in toy.objects):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        toy.held = False
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "was submitted before; following it" in done.stderr
+        assert "! 1 failed" in done.stdout
+        assert [plural for plural, _ in toy.created] == ["configmaps", "jobs", "configmaps", "jobs"]
+        again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert again.returncode == 0
+        assert "= 4 done" in again.stdout
+        assert len(toy.created) == 4
+    ledger = Ledger(workspace / "sweeps" / "tiny")
+    by_seed = {entry.seed: ledger.status(entry.id) for entry in ledger.entries().values()}
+    assert {seed: [a.exit_code for a in status.attempts] for seed, status in by_seed.items()} == ends
+    assert all(status.state == "done" for status in by_seed.values())
+    asked = [sys.executable, "submit_sweep.py", "--sweep", str(sweep), "--workspace", str(tmp_path / "other"), *command[6:]]
+    gone = subprocess.run(asked, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert gone.returncode == 2
+    assert "is it up? kubectl cluster-info says more" in gone.stderr
 
 
 def test_index_ranges_are_read() -> None:

@@ -206,7 +206,8 @@ def test_a_sweep_runs_once_and_only_what_changed_again(tmp_path: Path) -> None:
     assert not any(attempt.counted for attempt in attempts)
 
 
-def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["Ctrl-C", "cancel"])
+def test_a_stop_is_clean_and_the_same_command_goes_on(tmp_path: Path, how: str) -> None:
     path, workspace = written(tmp_path, set={**TINY["set"], "num_steps": 30_000}, grid=None), tmp_path / "workspace"
     ledger = Ledger(workspace / "sweeps" / "tiny")
     process = subprocess.Popen(command(path, workspace), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -216,7 +217,11 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
     refused = submit(path, workspace)
     assert refused.returncode == 2
     assert "another process is running this sweep" in refused.stderr
-    process.send_signal(signal.SIGINT)
+    if how == "Ctrl-C":
+        process.send_signal(signal.SIGINT)
+    else:
+        asked = [sys.executable, "submit_sweep.py", "cancel", "tiny", "--workspace", str(workspace)]
+        subprocess.run(asked, cwd=ROOT, check=True, timeout=60)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors

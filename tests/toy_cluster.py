@@ -61,8 +61,12 @@ class ToyCluster:
         for thread in self.threads:
             thread.join()
 
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
     def client(self, patience: float = 20.0) -> Cluster:
-        configuration = client.Configuration(host=f"http://127.0.0.1:{self.server.server_address[1]}", retries=False)
+        configuration = client.Configuration(host=self.address, retries=False)
         return Cluster(client.ApiClient(configuration), patience=patience, sleep=lambda s: time.sleep(min(s, 0.02)))
 
     def _control(self) -> None:
