@@ -70,6 +70,8 @@ def submit(arguments: argparse.Namespace) -> None:
         raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
     if arguments.target != "local" and not arguments.image:
         raise UserError(f"--image: {arguments.target} needs one with a digest, such as NAME@sha256:...")
+    if sweep.stop is not None and arguments.target != "local":
+        raise UserError(f"{arguments.sweep}: stop: only --target local stops trials early; leave it away")
     trials = sweeps.expand(sweep, arguments.sweep, image=arguments.image, many=arguments.yes)
     sweeps.rehearse(sweep, trials, arguments.sweep)
     ledger = Ledger(arguments.workspace / "sweeps" / sweep.name)
@@ -98,13 +100,14 @@ def submit(arguments: argparse.Namespace) -> None:
     else:
         run_there(manifests, [t.id for t in chosen], ledger, lambda: ledger.submit(sweep, trials, arguments.image))
     sweep_screen.print_status(ledger)
-    if any(ledger.status(t.id).state != "done" for t in trials):
+    if any(ledger.status(t.id).state not in ("done", "given up") for t in trials):
         sys.exit(exit_codes.FAILED)
 
 
 def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial], plan: Plan) -> None:
     """In processes of this machine, until all trials are over or Ctrl-C stops them."""
     from flexrl import provenance, sweep_screen
+    from flexrl.sweep_report import trials_to_give_up
 
     with ledger.locked():
         ledger.submit(sweep, trials, None)
@@ -112,7 +115,7 @@ def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[
             if row.kind == "failed":
                 ledger.forgive(row.trial.id)
         with sweep_screen.Screen(ledger, runner.trials) as screen:
-            runner.show = screen.show
+            runner.show, runner.judge = screen.show, lambda: trials_to_give_up(sweep, ledger)
             finished = runner.run()
     if not finished:
         sweep_screen.print_status(ledger)

@@ -25,6 +25,7 @@ from flexrl.provenance import now
 from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
 
 POLL = 0.2  # s
+SECONDS_BETWEEN_JUDGEMENTS = 3.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Process:
     deadline: float  # monotonic s
     disrupted: bool = False
     overdue: bool = False
+    given_up: bool = False
     gpus: tuple[int, ...] = ()
 
     @property
@@ -72,8 +74,11 @@ class Runner:
     chaos: Chaos | None = None
     # called now and then with what runs
     show: Callable[[Sequence[Process], int], None] = lambda running, left: None
+    # asked now and then which trials are to be given up
+    judge: Callable[[], set[str]] = set
     running: list[Process] = field(default_factory=list)
     stop_signal: int | None = None
+    _judged: float = 0.0
 
     def __post_init__(self) -> None:
         self.spec = self.job["spec"]
@@ -94,6 +99,7 @@ class Runner:
                     if not self.running:
                         break  # hopeless
                     time.sleep(POLL)
+                    queue = self._give_up(queue)
                     for process in list(self.running):
                         self._watch(process)
                         if process.process.poll() is not None:
@@ -123,6 +129,23 @@ class Runner:
         if gpus > torch.cuda.device_count():
             raise UserError(f"resources.gpu: a trial wants {gpus}, this machine has {torch.cuda.device_count()}")
         return min(slots, torch.cuda.device_count() // gpus), list(range(torch.cuda.device_count()))
+
+    def _give_up(self, queue: list[int]) -> list[int]:
+        """Stops what the judge gives up; what is left of the queue."""
+        if time.monotonic() - self._judged < SECONDS_BETWEEN_JUDGEMENTS:
+            return queue
+        self._judged = time.monotonic()
+        lost = self.judge()
+        for process in self.running:
+            if process.trial in lost and not process.given_up:
+                process.given_up = True
+                process.process.terminate()
+        for index in queue:
+            if self.trials[index] in lost:
+                status = self.ledger.status(self.trials[index])
+                status.state = "given up"
+                self.ledger.set_status(self.trials[index], status)
+        return [index for index in queue if self.trials[index] not in lost]
 
     def _is_hopeless(self) -> bool:
         """Whether so many trials failed that the rest is not tried."""
@@ -197,6 +220,8 @@ class Runner:
         attempt.counted = action == "Count" and code != exit_codes.DONE
         if code == exit_codes.DONE:
             status.state, status.result = "done", self.ledger.result_of(key)
+        elif process.given_up:
+            status.state = "given up"
         elif action == "FailIndex":
             status.state = "refused"
         elif attempt.counted and status.num_counted > self.spec["backoffLimitPerIndex"]:
@@ -209,6 +234,8 @@ class Runner:
     def _words(self, code: int, process: Process) -> str:
         if process.disrupted:
             return "killed by --chaos" if self.stop_signal is None else "killed: it did not stop in time"
+        if process.given_up:
+            return "given up: others of the sweep do better"
         if process.overdue:
             return f"took longer than the deadline of {self.pod['activeDeadlineSeconds']} s"
         return exit_codes.meaning_of(code).words

@@ -16,8 +16,8 @@ from flexrl import config, runs, snapshots
 from flexrl.config import UserError
 from flexrl.sweeps import SweepSettings, Trial
 
-State = Literal["waiting", "running", "done", "failed", "refused", "cancelled"]
-OVER = ("done", "failed", "refused", "cancelled")  # what nobody goes on with by itself
+State = Literal["waiting", "running", "done", "failed", "refused", "given up"]
+OVER = ("done", "failed", "refused", "given up")  # what nobody goes on with by itself
 TAIL = 1 << 16  # bytes at the end of a file of metrics that hold its last line
 RESULT = ("policy.safetensors", "normaliser.safetensors")
 

@@ -77,7 +77,7 @@ def make_plan(sweep: SweepSettings, trials: Sequence[Trial], ledger: Ledger, wor
 
 def _kind_of(trial: Trial, ledger: Ledger, titles: set[str]) -> tuple[Kind, int]:
     status = ledger.status(trial.id)
-    if status.state == "done":
+    if status.state in ("done", "given up"):
         return "done", 0
     step = ledger.step_of(trial.id)
     if status.state in OVER:

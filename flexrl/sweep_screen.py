@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flexrl.local_runner import Process
-from flexrl.sweep_ledger import Entry, Ledger, State, Status
+from flexrl.sweep_ledger import OVER, Entry, Ledger, State, Status
 from flexrl.sweep_plan import SIGNS, Plan
 from flexrl.sweeps import SweepSettings
 from flexrl.words import duration, rounded, short
@@ -23,7 +23,14 @@ SHOWN = 40  # rows of a plan that are printed one by one
 SECONDS_BETWEEN_LINES = 15.0
 WIDE = 110  # columns of a terminal from which on a trial and its point have columns of their own
 PLAN_COLOURS = {"new": "green", "done": "dim", "changed": "yellow", "failed": "red", "unfinished": "cyan"}
-STATE_COLOURS: dict[State, str] = {"done": "green", "running": "cyan", "waiting": "", "failed": "red", "refused": "red"}
+STATE_COLOURS: dict[State, str] = {
+    "done": "green",
+    "running": "cyan",
+    "waiting": "",
+    "failed": "red",
+    "refused": "red",
+    "given up": "dim",
+}
 
 
 def print_plan(sweep: SweepSettings, plan: Plan, at_a_time: int) -> None:
@@ -65,7 +72,7 @@ def row_of(entry: Entry, status: Status, ledger: Ledger) -> list[Text | str]:
     line = ledger.last_line(entry.id)
     step, planned = int(line.get("step", 0)), entry.planned_steps or 0
     speed = line.get("time/env_steps_per_second") or line.get("time/updates_per_second")
-    left = (planned - step) / speed if speed and status.state not in ("done", "failed", "refused") else None
+    left = (planned - step) / speed if speed and status.state not in OVER else None
     score = next((line[key] for key in ("eval/return", "rollout/return", "train/loss") if key in line), None)
     return [
         entry.id,

@@ -19,6 +19,7 @@ from flexrl import config, snapshots
 from flexrl.collection import WITHOUT_SNAPSHOT, CollectSettings
 from flexrl.collection import rehearse as rehearse_collection
 from flexrl.config import Settings, UserError
+from flexrl.early_stopping import StopSettings
 from flexrl.offline_training import TrainDTSettings
 from flexrl.offline_training import rehearse as rehearse_offline_training
 from flexrl.training import TrainSettings
@@ -178,6 +179,8 @@ class SweepSettings(Settings):
     # what the report compares, and whether more is better
     metric: str = "eval/return"
     maximize: bool = True
+    # gives points up that fall behind; null: all are run to their end
+    stop: StopSettings | None = None
 
     @field_validator("seeds")
     @classmethod

@@ -19,6 +19,7 @@ import yaml
 
 from flexrl import exit_codes, job_manifests, job_rules, sweeps, trial
 from flexrl.config import UserError
+from flexrl.early_stopping import StopSettings, given_up
 from flexrl.statistics import interquartile_mean
 from flexrl.sweep_ledger import Ledger
 from flexrl.sweeps import Trial, code_digest, expand, identity, load_sweep, rehearsals
@@ -414,3 +415,43 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
 
 def test_verbs_are_those_that_stand_in_the_root() -> None:
     assert all((ROOT / name).is_file() for name in sweeps.VERBS)
+
+
+def curve(level: float, end: int = 900) -> list[tuple[float, float]]:
+    return [(step, level * step) for step in range(100, end + 1, 100)]
+
+
+def test_a_point_is_given_up_only_where_its_interval_is_below() -> None:
+    clear = {"good": [curve(1.0), curve(1.01), curve(1.02)], "bad": [curve(0.1), curve(0.11), curve(0.12)]}
+    asha = StopSettings(min_steps=300, factor=3)
+    assert given_up(asha, clear, maximize=True) == {"bad"}
+    assert given_up(asha, clear, maximize=False) == {"good"}
+    unsure = {"good": clear["good"], "bad": [curve(0.1), curve(0.5), curve(1.5)]}  # its interval reaches over the other
+    assert given_up(asha, unsure, maximize=True) == set()
+    one_seed = {"good": clear["good"], "bad": [curve(0.1)]}
+    assert given_up(asha, one_seed, maximize=True) == set()
+    early = {name: [c[:2] for c in seeds] for name, seeds in clear.items()}  # nobody has reached the first rung
+    assert given_up(asha, early, maximize=True) == set()
+    alone = StopSettings(min_steps=300, factor=2, over_seeds=False)
+    assert given_up(alone, {str(i): [curve(i)] for i in range(1, 7)}, maximize=True) == {"1", "2", "3"}
+    median = StopSettings(rule="median", min_steps=300, over_seeds=False)
+    assert given_up(median, {str(i): [curve(i)] for i in range(1, 6)}, maximize=True) == {"1", "2"}
+
+
+def test_a_sweep_gives_up_what_falls_behind(tmp_path: Path) -> None:
+    """Judged by a metric that is known beforehand: the learning rate. The better rate comes first and is whole."""
+    changes = {"set": {**TINY["set"], "num_steps": 30_000}, "grid": {"learner.learning_rate": [1e-3, 1e-4]}}
+    path = written(tmp_path, **changes, metric="train/learning_rate", stop={"min_steps": 1000})
+    done = submit(path, tmp_path / "workspace")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ledger = Ledger(tmp_path / "workspace" / "sweeps" / "tiny")
+    for entry in ledger.entries().values():
+        status, step = ledger.status(entry.id), ledger.step_of(entry.id)
+        if entry.point["learner.learning_rate"] == 1e-3:
+            assert (status.state, step) == ("done", 30_208)
+        else:
+            assert status.state == "given up"
+            assert 1000 <= step < 30_000
+            assert status.attempts[-1].how == "given up: others of the sweep do better"
+    again = submit(path, tmp_path / "workspace")
+    assert "= 4 done" in again.stdout

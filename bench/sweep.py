@@ -1,0 +1,149 @@
+"""What a sweep costs: planning a thousand trials, and running eight trainings against a shell loop.
+
+python bench/sweep.py                      # 1,000 trials: --plan, and expand + render + validate; seconds
+python bench/sweep.py --run --seconds 120  # eight trainings of so long on all cores, by the sweep and by xargs -P; 20 minutes
+python bench/sweep.py --chaos              # a sweep of which a fifth of the attempts is killed, against one left alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from flexrl.machine import num_threads  # noqa: E402
+
+NUM_TRAININGS = 8
+TRAINING = {
+    "world": {"body": "half_cheetah", "task": "v5", "num_envs": 32},
+    "learner": {"n_steps": 64, "batch_size": 256, "n_epochs": 4},
+    "evaluation": {"every": None, "episodes": 4},
+    "video": False,
+}
+
+
+def write(path: Path, **values: Any) -> Path:
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def plan(folder: Path) -> None:
+    """Wall times of a plan of a thousand trials, and of what a submission does before it asks the cluster."""
+    grid = {"learner.learning_rate": [1e-4 * 1.3**i for i in range(10)], "learner.gamma": [0.9 + i / 100 for i in range(10)]}
+    path = write(folder / "thousand.yaml", set=TRAINING, grid=grid, seeds=10)
+    command = [sys.executable, "submit_sweep.py", "--sweep", str(path), "--workspace", str(folder / "workspace")]
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        subprocess.run([*command, "--plan"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - begin)
+    print(f"--plan of 1,000 trials: {statistics.median(seconds):.1f} s in the median of {len(seconds)} (bar: 5 s)", flush=True)
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        image = "example/flex-rl@sha256:" + "0" * 64
+        render = ["--target", "kind", "--image", image, "--render", str(folder / "job.yaml")]
+        subprocess.run([*command, *render], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        validate = [sys.executable, "-m", "kubernetes_validate", "--strict", "-k", "1.34", str(folder / "job.yaml")]
+        subprocess.run(validate, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - begin)
+    print(
+        f"expand, render, validate: {statistics.median(seconds):.1f} s in the median of {len(seconds)} (bar: 20 s)", flush=True
+    )
+
+
+def run(folder: Path, wanted: float, repeats: int) -> None:
+    """The same trainings by a sweep and by xargs, as many at a time as there are cores."""
+    num_steps = int(wanted * steps_per_second(folder))
+    values = {**TRAINING, "num_steps": num_steps}
+    print(f"{NUM_TRAININGS} trainings of {num_steps:,} steps, {num_threads()} at a time", flush=True)
+    ratios = []
+    for repeat in range(repeats):
+        path = write(folder / "eight.yaml", set=values, seeds=NUM_TRAININGS, resources={"cpu": 1, "memory": "512Mi"})
+        command = [sys.executable, "submit_sweep.py", "--sweep", str(path), "--workspace", str(folder / f"sweep{repeat}")]
+        begin = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        ours = time.perf_counter() - begin
+        config = write(folder / "loop.yaml", **values)
+        loop = ["xargs", "-P", str(num_threads()), "-I{}", sys.executable, "train.py", "--name", "loop{}"]
+        loop += ["--workspace", str(folder / f"loop{repeat}"), "--config", str(config), "--set", "seed={}"]
+        begin = time.perf_counter()
+        subprocess.run(
+            loop,
+            cwd=ROOT,
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            input="\n".join(map(str, range(NUM_TRAININGS))),
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        theirs = time.perf_counter() - begin
+        ratios.append(ours / theirs)
+        print(f"sweep {ours:.1f} s, shell loop {theirs:.1f} s: {ours / theirs:.3f}", flush=True)
+    print(f"sweep / shell loop: {statistics.median(ratios):.3f} in the median of {repeats} (bar: 1.03)")
+
+
+def steps_per_second(folder: Path) -> float:
+    """Of one such training, another beside it on each other core."""
+    config = write(folder / "speed.yaml", **TRAINING, num_steps=40_000)
+    command = [sys.executable, "train.py", "--config", str(config), "--workspace", str(folder / "speed")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    begin = time.perf_counter()
+    names = [str(i) for i in range(num_threads())]
+    quiet = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for process in [subprocess.Popen([*command, "--name", name], **quiet) for name in names]:  # type: ignore[call-overload]
+        process.wait()
+    return 40_000 / (time.perf_counter() - begin)
+
+
+def chaos(folder: Path) -> None:
+    """Hashes of what trials came to, with and without kills, and what the kills cost."""
+    values = {**TRAINING, "num_steps": 60_000, "save_every": 0}
+    results = []
+    for name, options in (("calm", []), ("chaos", ["--chaos", "kill=0.2,seed=4"])):
+        path = write(folder / "eight.yaml", set=values, seeds=NUM_TRAININGS, resources={"cpu": 1, "memory": "512Mi"})
+        workspace = ["--workspace", str(folder / name)]
+        command = [sys.executable, "submit_sweep.py", "--sweep", str(path), *workspace, *options]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        told = [sys.executable, "submit_sweep.py", "status", "eight", *workspace, "--json"]
+        done = subprocess.run(told, cwd=ROOT, check=True, capture_output=True, text=True)
+        results.append({row["id"]: row for row in json.loads(done.stdout)})
+    calm, killed = results
+    same = sum(calm[key]["result"] == killed[key]["result"] for key in calm)
+    attempts = [attempt for row in killed.values() for attempt in row["attempts"]]
+    num_kills = sum(attempt["how"] == "killed by --chaos" for attempt in attempts)
+    lost = sum(attempt["lost_steps"] for attempt in attempts)
+    print(f"{same} of {len(calm)} trials came to the same hash")
+    print(f"{num_kills} of {len(attempts)} attempts were killed, {lost:,} of {60_000 * len(calm):,} steps done again")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--chaos", action="store_true")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of a training")
+    parser.add_argument("--repeats", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        if arguments.run:
+            run(Path(temporary), arguments.seconds, arguments.repeats)
+        elif arguments.chaos:
+            chaos(Path(temporary))
+        else:
+            plan(Path(temporary))
+
+
+if __name__ == "__main__":
+    main()
