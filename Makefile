@@ -10,10 +10,10 @@ GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
 .DEFAULT_GOAL := help
 .PHONY: help train play collect test check format tensorboard bench sweep need-docker need-cluster build-dev shell \
-        build-runtime cluster-up load-image cluster-down clean
+        build-runtime cluster-up load-image cluster-down need-cloud cloud-plan cloud-up cloud-down kubeconfig clean
 
 help:  ## print this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -78,6 +78,27 @@ load-image: need-cluster build-runtime  ## bring the runtime image into the Kind
 
 cluster-down: need-cluster  ## remove the Kind cluster; workspace/ stays
 	kind delete cluster --name flex-rl
+
+need-cloud:
+	@command -v terraform >/dev/null || { echo "terraform is not installed: https://developer.hashicorp.com/terraform/install" >&2; exit 2; }
+	@command -v gcloud >/dev/null || { echo "gcloud is not installed: https://cloud.google.com/sdk/docs/install" >&2; exit 2; }
+	@test -n "$(PROJECT)" || { echo "which project? make $(MAKECMDGOALS) PROJECT=my-robots-1 STATE=BUCKET" >&2; exit 2; }
+	@test -n "$(STATE)" || { echo "which bucket keeps Terraform's state? make $(MAKECMDGOALS) PROJECT=... STATE=BUCKET" >&2; exit 2; }
+	terraform -chdir=terraform init -input=false -backend-config=bucket=$(STATE) -backend-config=prefix=flex-rl
+
+cloud-plan: need-cloud  ## what Terraform would build on Google's cloud (PROJECT=... STATE=BUCKET)
+	terraform -chdir=terraform plan -var project=$(PROJECT)
+
+cloud-up: need-cloud  ## build it: cluster, pools from zero machines, bucket, registry
+	terraform -chdir=terraform apply -var project=$(PROJECT)
+
+cloud-down: need-cloud  ## take it away again; the workspace's bucket stays
+	terraform -chdir=terraform destroy -var project=$(PROJECT) -var deletion_protection=false
+
+kubeconfig: need-cloud  ## let kubectl and submit_sweep.py reach that cluster, and set it up for sweeps
+	gcloud container clusters get-credentials $$(terraform -chdir=terraform output -json cluster | $(PYTHON) -c 'import json, sys; c = json.load(sys.stdin); print(c["name"], "--location", c["location"], "--project", c["project"])')
+	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml -f k8s/workspace_gke.yaml
+	kubectl -n flex-rl annotate --overwrite serviceaccount flex-rl-train iam.gke.io/gcp-service-account=$$(terraform -chdir=terraform output -raw train_service_account)
 
 clean:  ## remove the environment and caches, never workspace/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,24 @@
+output "cluster" {
+  description = "Name and place of the cluster; make kubeconfig reads them."
+  value       = { name = google_container_cluster.main.name, location = google_container_cluster.main.location, project = var.project }
+}
+
+output "repository" {
+  description = "Where images go: docker push REPOSITORY/flex-rl."
+  value       = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.repository_id}"
+}
+
+output "bucket" {
+  description = "The workspace's bucket."
+  value       = google_storage_bucket.workspace.name
+}
+
+output "train_service_account" {
+  description = "Who trainings are; the annotation iam.gke.io/gcp-service-account of flex-rl-train."
+  value       = google_service_account.train.email
+}
+
+output "accelerator" {
+  description = "What `resources.accelerator` of a sweep names."
+  value       = var.gpu_pool.accelerator
+}
