@@ -60,10 +60,9 @@ def read_submission() -> argparse.Namespace:
 
 def submit(arguments: argparse.Namespace) -> None:
     # imported here because a trial, which only becomes its verb, must not wait for torch
-    from flexrl import job_manifests, job_rules, provenance, sweep_screen, sweeps
-    from flexrl.local_runner import Runner
+    from flexrl import sweeps
+    from flexrl.search import Search
     from flexrl.sweep_ledger import Ledger
-    from flexrl.sweep_plan import make_plan
 
     sweep = sweeps.load_sweep(arguments.sweep)
     if arguments.target == "local" and arguments.image:
@@ -72,11 +71,42 @@ def submit(arguments: argparse.Namespace) -> None:
         raise UserError(f"--image: {arguments.target} needs one with a digest, such as NAME@sha256:...")
     if sweep.stop is not None and arguments.target != "local":
         raise UserError(f"{arguments.sweep}: stop: only --target local stops trials early; leave it away")
-    trials = sweeps.expand(sweep, arguments.sweep, image=arguments.image, many=arguments.yes)
-    sweeps.rehearse(sweep, trials, arguments.sweep)
     ledger = Ledger(arguments.workspace / "sweeps" / sweep.name)
     if arguments.target != "local" and not (arguments.plan or arguments.render):
         catch_up(ledger)
+    if sweep.search is None:
+        all_done = run_round(sweep, ledger, arguments)
+    else:
+        only_told = arguments.plan or arguments.render
+        search = Search(sweep.search, ledger.folder if ledger.exists or not only_told else None, sweep.maximize)
+        while True:
+            points = search.points()
+            all_done = run_round(sweep.model_copy(update={"include": points}), ledger, arguments)
+            if only_told:
+                return
+            search.tell(scores_of(sweep, ledger, points))
+            if search.is_over:
+                break
+    if not all_done:
+        sys.exit(exit_codes.FAILED)
+
+
+def scores_of(sweep: SweepSettings, ledger: Ledger, points: list[dict[str, Any]]) -> dict[int, float]:
+    """What the points of a search came to over their seeds, by their number."""
+    from flexrl.sweep_report import points_of
+
+    found = points_of(sweep, ledger, is_told=False)
+    return {number: p.score for number, point in enumerate(points) for p in found if p.values == point}
+
+
+def run_round(sweep: SweepSettings, ledger: Ledger, arguments: argparse.Namespace) -> bool:
+    """Plans the sweep and runs what is to be run, as the command line has it; whether all its trials are done."""
+    from flexrl import job_manifests, job_rules, provenance, sweep_screen, sweeps
+    from flexrl.local_runner import Runner
+    from flexrl.sweep_plan import make_plan
+
+    trials = sweeps.expand(sweep, arguments.sweep, image=arguments.image, many=arguments.yes)
+    sweeps.rehearse(sweep, trials, arguments.sweep)
     plan = make_plan(sweep, trials, ledger, arguments.workspace)
     chosen = [row.trial for row in plan.to_run]
     commit = provenance.code_version(sweeps.ROOT)["git_commit"]
@@ -88,20 +118,19 @@ def submit(arguments: argparse.Namespace) -> None:
     if arguments.render:
         arguments.render.write_text(job_manifests.to_yaml(manifests), encoding="utf-8")
         print(f"wrote {arguments.render}")
-        return
+        return True
     planned = {row.trial.id: row.planned_steps for row in plan.rows}
     if arguments.target == "local":
         runner = Runner(*manifests, [t.id for t in chosen or trials], planned, ledger, read_chaos(arguments.chaos))
     sweep_screen.print_plan(sweep, plan, runner.slots if arguments.target == "local" else sweep.parallelism)
     if arguments.plan or not chosen:
-        return
+        return True
     if arguments.target == "local":
         run_here(runner, ledger, sweep, trials, plan)
     else:
         run_there(manifests, [t.id for t in chosen], ledger, lambda: ledger.submit(sweep, trials, arguments.image))
     sweep_screen.print_status(ledger)
-    if any(ledger.status(t.id).state not in ("done", "given up") for t in trials):
-        sys.exit(exit_codes.FAILED)
+    return all(ledger.status(t.id).state in ("done", "given up") for t in trials)
 
 
 def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial], plan: Plan) -> None:

@@ -27,6 +27,7 @@ class Point:
 
     label: str
     values: dict[str, Any]  # by axis
+    trials: list[str]  # id of each
     scores: NDArray[np.float64]  # (num_seeds,) of finished trials
     num_trials: int
 
@@ -41,8 +42,8 @@ class Point:
         return iqm_interval(self.scores) if len(self.scores) > 1 else (float("nan"), float("nan"))
 
 
-def points_of(sweep: SweepSettings, ledger: Ledger) -> list[Point]:
-    """The sweep's points, best first; UserError if no finished trial has the metric."""
+def points_of(sweep: SweepSettings, ledger: Ledger, is_told: bool = True) -> list[Point]:
+    """The sweep's points, best first; UserError if no finished trial has the metric (and `is_told`)."""
     groups: dict[str, list[Entry]] = {}
     for entry in ledger.entries().values():
         if entry.is_current:
@@ -51,8 +52,9 @@ def points_of(sweep: SweepSettings, ledger: Ledger) -> list[Point]:
     for label, entries in groups.items():
         scores = [score_of(entry, sweep.metric, ledger) for entry in entries if ledger.status(entry.id).state == "done"]
         found = np.array([score for score in scores if score is not None])
-        points.append(Point(label or "(the base)", dict(entries[0].point), found, len(entries)))
-    if not any(len(point.scores) for point in points):
+        ids = [entry.id for entry in entries]
+        points.append(Point(label or "(the base)", dict(entries[0].point), ids, found, len(entries)))
+    if is_told and not any(len(point.scores) for point in points):
         raise UserError(f"{ledger.folder}: no finished trial has the metric {sweep.metric}; see `status`, or set `metric:`")
     sign = -1 if sweep.maximize else 1
     return sorted(points, key=lambda point: (np.isnan(point.score), sign * point.score))

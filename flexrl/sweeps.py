@@ -116,6 +116,16 @@ class RandomSettings(Settings):
     axes: dict[str, Distribution] = Field(min_length=1)
 
 
+class SearchSettings(Settings):
+    """Points that are chosen by what earlier ones came to (Optuna's TPE, Bergstra et al. 2011)."""
+
+    n: int = Field(ge=1, le=10_000)
+    seed: int = Field(0, ge=0)
+    # points of a round, run side by side before the next are chosen
+    at_a_time: int = Field(4, ge=1, le=1000)
+    axes: dict[str, Distribution] = Field(min_length=1)
+
+
 class ResourceSettings(Settings):
     """What one trial takes."""
 
@@ -159,6 +169,8 @@ class SweepSettings(Settings):
     zip: Axes = {}
     # values by dotted name, drawn; null: none
     random: RandomSettings | None = None
+    # points chosen by what earlier ones came to, in place of all axes above; null: none
+    search: SearchSettings | None = None
     # further points, settings by dotted name
     include: Points = []
     # points to leave out: those that agree with all settings of one of these
@@ -197,6 +209,8 @@ class SweepSettings(Settings):
             for key, values in getattr(self, kind).items():
                 if not values:
                     raise ValueError(f"{kind}.{key}: has no values; write at least one, or leave the axis away")
+        if self.search is not None and (self.grid or self.zip or self.list or self.random or self.exclude):
+            raise ValueError("search: chooses all points itself; leave grid, zip, list, random and exclude away")
         lengths = {key: len(values) for key, values in self.zip.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"zip: expected as many values of each, found {lengths}")
@@ -210,6 +224,8 @@ class SweepSettings(Settings):
     @property
     def num_points(self) -> int:
         """How many trials there are before any is left out, without making them."""
+        if self.search is not None:
+            return len(self.include) * len(self.all_seeds)
         points = max(len(self.list), 1) * (len(next(iter(self.zip.values()))) if self.zip else 1)
         for values in self.grid.values():
             points *= len(values)
@@ -277,7 +293,7 @@ def _points(sweep: SweepSettings) -> Iterator[dict[str, Any]]:
     zips = [dict(zip(sweep.zip, values, strict=True)) for values in zip(*sweep.zip.values(), strict=True)] or [{}]
     grids = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     drawn = [{}] if sweep.random is None else list(_drawn(sweep.random))
-    for parts in itertools.product(lists, zips, grids, drawn):
+    for parts in itertools.product(lists, zips, grids, drawn) if sweep.search is None else ():
         yield {key: value for part in parts for key, value in part.items()}
     yield from sweep.include
 

@@ -20,9 +20,10 @@ import yaml
 from flexrl import exit_codes, job_manifests, job_rules, sweeps, trial
 from flexrl.config import UserError
 from flexrl.early_stopping import StopSettings, given_up
+from flexrl.search import Search
 from flexrl.statistics import interquartile_mean
 from flexrl.sweep_ledger import Ledger
-from flexrl.sweeps import Trial, code_digest, expand, identity, load_sweep, rehearsals
+from flexrl.sweeps import Distribution, SearchSettings, Trial, code_digest, expand, identity, load_sweep, rehearsals
 
 ROOT = Path(__file__).parent.parent
 IMAGE = "registry.example/flex-rl@sha256:" + "ab" * 32
@@ -455,3 +456,41 @@ def test_a_sweep_gives_up_what_falls_behind(tmp_path: Path) -> None:
             assert status.attempts[-1].how == "given up: others of the sweep do better"
     again = submit(path, tmp_path / "workspace")
     assert "= 4 done" in again.stdout
+
+
+def test_a_search_goes_where_it_is_better_and_goes_on_alike(tmp_path: Path) -> None:
+    axes = {"x": Distribution(uniform=(-4.0, 4.0)), "kind": Distribution(choice=[[1], [2, 3]])}
+    settings = SearchSettings(n=24, at_a_time=3, axes=axes)
+
+    def run(folder: Path, rounds_at_once: int) -> list[dict[str, Any]]:
+        """A search that is opened anew every so many rounds."""
+        while True:
+            search = Search(settings, folder, maximize=True)
+            for _ in range(rounds_at_once):
+                points = search.points()
+                if search.is_over:
+                    return points
+                search.tell({i: -((p["x"] - 1.0) ** 2) - len(p["kind"]) for i, p in enumerate(points) if i != 4})
+
+    whole, stopped = run(tmp_path / "whole", 100), run(tmp_path / "stopped", 1)
+    assert whole == stopped
+    assert len(whole) == 24
+    early, late = ([abs(p["x"] - 1.0) for p in part] for part in (whole[:10], whole[14:]))
+    assert sum(late) / len(late) < 0.7 * sum(early) / len(early)
+    with pytest.raises(UserError, match="its search has other axes; give the sweep another name"):
+        Search(SearchSettings(n=24, axes={"x": Distribution(uniform=(-1.0, 1.0))}), tmp_path / "whole", maximize=True)
+
+
+def test_a_sweep_searches(tmp_path: Path) -> None:
+    axes = {"learner.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
+    path = written(tmp_path, grid=None, seeds=1, metric="train/learning_rate", search={"n": 5, "at_a_time": 2, "axes": axes})
+    done = submit(path, tmp_path / "workspace")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ledger = Ledger(tmp_path / "workspace" / "sweeps" / "tiny")
+    assert len(ledger.entries()) == 5
+    assert all(ledger.status(key).state == "done" for key in ledger.entries())
+    again = submit(path, tmp_path / "workspace")
+    assert "= 5 done" in again.stdout
+    both = submit(written(tmp_path, search={"n": 5, "axes": axes}), tmp_path / "workspace")
+    assert both.returncode == 2
+    assert "search: chooses all points itself" in both.stderr
