@@ -74,7 +74,9 @@ cluster-up: need-cluster  ## a Kind cluster on this machine, its workspace being
 	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml -f k8s/workspace_kind.yaml
 
 load-image: need-cluster build-runtime  ## bring the runtime image into the Kind cluster
-	kind load docker-image $(IMAGE) --name flex-rl
+	@id=$$(docker image inspect --format '{{.Id}}' $(IMAGE) | cut -c8-31); \
+	docker tag $(IMAGE) $(IMAGE):sha256-$$id && kind load docker-image $(IMAGE):sha256-$$id --name flex-rl && \
+	echo "submit with: --target kind --image $(IMAGE):sha256-$$id"
 
 cluster-down: need-cluster  ## remove the Kind cluster; workspace/ stays
 	kind delete cluster --name flex-rl
@@ -87,13 +89,15 @@ need-cloud:
 	terraform -chdir=terraform init -input=false -backend-config=bucket=$(STATE) -backend-config=prefix=flex-rl
 
 cloud-plan: need-cloud  ## what Terraform would build on Google's cloud (PROJECT=... STATE=BUCKET)
-	terraform -chdir=terraform plan -var project=$(PROJECT)
+	terraform -chdir=terraform plan -var project=$(PROJECT) $(ARGS)
 
 cloud-up: need-cloud  ## build it: cluster, pools from zero machines, bucket, registry
-	terraform -chdir=terraform apply -var project=$(PROJECT)
+	terraform -chdir=terraform apply -var project=$(PROJECT) $(ARGS)
 
 cloud-down: need-cloud  ## take it away again; the workspace's bucket stays
-	terraform -chdir=terraform destroy -var project=$(PROJECT) -var deletion_protection=false
+	terraform -chdir=terraform apply -var project=$(PROJECT) -var deletion_protection=false $(ARGS)
+	terraform -chdir=terraform state rm google_storage_bucket.workspace google_storage_bucket_iam_member.train
+	terraform -chdir=terraform destroy -var project=$(PROJECT) -var deletion_protection=false $(ARGS)
 
 kubeconfig: need-cloud  ## let kubectl and submit_sweep.py reach that cluster, and set it up for sweeps
 	gcloud container clusters get-credentials $$(terraform -chdir=terraform output -json cluster | $(PYTHON) -c 'import json, sys; c = json.load(sys.stdin); print(c["name"], "--location", c["location"], "--project", c["project"])')

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from flexrl.job_manifests import Manifest
     from flexrl.local_runner import Chaos, Runner
     from flexrl.sweep_ledger import Ledger
-    from flexrl.sweep_plan import Plan
     from flexrl.sweeps import SweepSettings, Trial
 
 ASK_ABOUT = ("status", "logs", "report", "cancel")
@@ -68,9 +68,12 @@ def submit(arguments: argparse.Namespace) -> None:
     if arguments.target == "local" and arguments.image:
         raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
     if arguments.target != "local" and not arguments.image:
-        raise UserError(f"--image: {arguments.target} needs one with a digest, such as NAME@sha256:...")
-    if sweep.stop is not None and arguments.target != "local":
-        raise UserError(f"{arguments.sweep}: stop: only --target local stops trials early; leave it away")
+        raise UserError(f"--image: {arguments.target} needs one with a digest, as docker push or make load-image prints it")
+    for key in ("stop", "search"):
+        if getattr(sweep, key) is not None and arguments.target != "local":
+            raise UserError(
+                f"{arguments.sweep}: {key}: needs metrics while it runs, which --target local alone has; leave it away"
+            )
     ledger = Ledger(arguments.workspace / "sweeps" / sweep.name)
     if arguments.target != "local" and not (arguments.plan or arguments.render):
         catch_up(ledger)
@@ -78,10 +81,13 @@ def submit(arguments: argparse.Namespace) -> None:
         all_done = run_round(sweep, ledger, arguments)
     else:
         only_told = arguments.plan or arguments.render
+        sweeps.expand(sweep.model_copy(update={"include": sweeps.drawn(sweep.search, 1)}), arguments.sweep)  # they are settings
         search = Search(sweep.search, ledger.folder if ledger.exists or not only_told else None, sweep.maximize)
+        is_first = True
         while True:
             points = search.points()
-            all_done = run_round(sweep.model_copy(update={"include": points}), ledger, arguments)
+            all_done = run_round(sweep.model_copy(update={"include": points}), ledger, arguments, is_first)
+            is_first = False
             if only_told:
                 return
             search.tell(scores_of(sweep, ledger, points))
@@ -99,8 +105,11 @@ def scores_of(sweep: SweepSettings, ledger: Ledger, points: list[dict[str, Any]]
     return {number: p.score for number, point in enumerate(points) for p in found if p.values == point}
 
 
-def run_round(sweep: SweepSettings, ledger: Ledger, arguments: argparse.Namespace) -> bool:
-    """Plans the sweep and runs what is to be run, as the command line has it; whether all its trials are done."""
+def run_round(sweep: SweepSettings, ledger: Ledger, arguments: argparse.Namespace, with_failed: bool = True) -> bool:
+    """Plans the sweep and runs what is to be run, as the command line has it; whether all its trials are done.
+
+    Trials that failed are run again, unless a search has seen them fail just now (not `with_failed`).
+    """
     from flexrl import job_manifests, job_rules, provenance, sweep_screen, sweeps
     from flexrl.local_runner import Runner
     from flexrl.sweep_plan import make_plan
@@ -108,7 +117,7 @@ def run_round(sweep: SweepSettings, ledger: Ledger, arguments: argparse.Namespac
     trials = sweeps.expand(sweep, arguments.sweep, image=arguments.image, many=arguments.yes)
     sweeps.rehearse(sweep, trials, arguments.sweep)
     plan = make_plan(sweep, trials, ledger, arguments.workspace)
-    chosen = [row.trial for row in plan.to_run]
+    chosen = [row.trial for row in plan.to_run if with_failed or row.kind != "failed"]
     commit = provenance.code_version(sweeps.ROOT)["git_commit"]
     tried = sum(len(ledger.status(t.id).attempts) for t in chosen)
     manifests = job_manifests.render(sweep, chosen or trials, arguments.target, arguments.image, commit, tried)
@@ -116,40 +125,57 @@ def run_round(sweep: SweepSettings, ledger: Ledger, arguments: argparse.Namespac
     if wrong:
         raise UserError(f"{arguments.sweep}: the Job would be refused: {wrong[0]}")
     if arguments.render:
-        arguments.render.write_text(job_manifests.to_yaml(manifests), encoding="utf-8")
+        try:
+            arguments.render.write_text(job_manifests.to_yaml(manifests), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--render {arguments.render}: {error.strerror}") from None
         print(f"wrote {arguments.render}")
         return True
     planned = {row.trial.id: row.planned_steps for row in plan.rows}
     if arguments.target == "local":
         runner = Runner(*manifests, [t.id for t in chosen or trials], planned, ledger, read_chaos(arguments.chaos))
     sweep_screen.print_plan(sweep, plan, runner.slots if arguments.target == "local" else sweep.parallelism)
-    if arguments.plan or not chosen:
+    if arguments.plan:
         return True
-    if arguments.target == "local":
-        run_here(runner, ledger, sweep, trials, plan)
+    if not chosen:
+        with ledger.locked():
+            ledger.submit(sweep, trials, arguments.image)  # the metric may be another, points may be fewer
+    elif arguments.target == "local":
+        run_here(runner, ledger, sweep, trials)
     else:
         run_there(manifests, [t.id for t in chosen], ledger, lambda: ledger.submit(sweep, trials, arguments.image))
-    sweep_screen.print_status(ledger)
+    if chosen:
+        sweep_screen.print_status(ledger)
     return all(ledger.status(t.id).state in ("done", "given up") for t in trials)
 
 
-def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial], plan: Plan) -> None:
+def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial]) -> None:
     """In processes of this machine, until all trials are over or Ctrl-C stops them."""
-    from flexrl import provenance, sweep_screen
+    from flexrl import provenance, sweep_screen, sweeps
     from flexrl.sweep_report import trials_to_give_up
+
+    code = sweeps.code_digest(sweep.verb)
+
+    def obstacle() -> str | None:
+        """Trials are known by the code and the inputs that they began with."""
+        if sweeps.code_digest(sweep.verb) != code:
+            return "the code has changed since the sweep began"
+        paths = {path: digest for t in trials for path, digest in t.inputs.items()}
+        changed = [path for path, digest in paths.items() if sweeps.input_digest(path) != digest]
+        return f"{changed[0]} has changed since the sweep began" if changed else None
 
     with ledger.locked():
         ledger.submit(sweep, trials, None)
-        for row in plan.to_run:
-            if row.kind == "failed":
-                ledger.forgive(row.trial.id)
+        for key in runner.trials:
+            ledger.forgive(key)
         with sweep_screen.Screen(ledger, runner.trials) as screen:
-            runner.show, runner.judge = screen.show, lambda: trials_to_give_up(sweep, ledger)
+            runner.show, runner.judge, runner.obstacle = screen.show, lambda: trials_to_give_up(sweep, ledger), obstacle
             finished = runner.run()
-    if not finished:
+    if not finished or runner.why_ended is not None:
         sweep_screen.print_status(ledger)
-        print(f"stopped; the same command goes on: {provenance.python()} {' '.join(sys.argv)}", file=sys.stderr)
-        sys.exit(exit_codes.INTERRUPTED)
+        why = runner.why_ended or "stopped"
+        print(f"{why}; the same command goes on: {provenance.python()} {' '.join(sys.argv)}", file=sys.stderr)
+        sys.exit(exit_codes.INTERRUPTED if not finished else exit_codes.FAILED)
 
 
 def catch_up(ledger: Ledger) -> None:
@@ -268,7 +294,10 @@ def report(sweep: SweepSettings, ledger: Ledger, as_json: bool) -> None:
     write_csv(table_path, sweep, ledger)
     draw_axes(picture, sweep, points)
     if as_json:
-        rows = [{"point": p.values, "iqm": p.score, "interval": p.interval, "scores": p.scores.tolist()} for p in points]
+        rows = [
+            {"point": p.values, "iqm": number(p.score), "interval": list(map(number, p.interval)), "scores": p.scores.tolist()}
+            for p in points
+        ]
         print(to_json(rows))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -280,6 +309,11 @@ def report(sweep: SweepSettings, ledger: Ledger, as_json: bool) -> None:
     console = Console()
     console.print(table)
     console.print(f"interquartile mean over seeds, bootstrap interval; {table_path}, {picture}", highlight=False)
+
+
+def number(value: float) -> float | None:
+    """As JSON knows it, which has no nan."""
+    return None if math.isnan(value) else value
 
 
 def to_json(value: Any) -> str:

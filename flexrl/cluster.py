@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import urllib3
@@ -16,7 +16,7 @@ from kubernetes.config.config_exception import ConfigException
 
 from flexrl import exit_codes
 from flexrl.config import UserError
-from flexrl.job_manifests import Manifest, cpus, num_bytes
+from flexrl.job_manifests import Manifest, action_of, cpus, num_bytes
 from flexrl.provenance import now
 from flexrl.runs import Failed
 from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
@@ -24,11 +24,19 @@ from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
 NAMESPACE = "flex-rl"
 DIGEST = "flex-rl/sweep-digest"
 JOB_LABEL, INDEX_LABEL = "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index"
+RIGHTS = (  # of the submitter, each a verb, an API group and a resource: k8s/access.yaml
+    *((verb, "batch", "jobs") for verb in ("create", "get", "list")),
+    *((verb, "", "configmaps") for verb in ("create", "get")),
+    *((verb, "", "pods") for verb in ("list", "watch")),
+    ("get", "", "pods/log"),
+    ("list", "", "resourcequotas"),
+)
 PASSING = (429, 500, 502, 503, 504)  # HTTP statuses after which the same request may succeed
 NO_ANSWER = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
 REQUEST_TIMEOUT = (5.0, 30.0)  # s: to connect, to answer
 WATCH_SECONDS = 20.0
-LOG_BYTES = 10_000_000  # of an attempt's log that are kept at most
+LOG_LINES = 100_000  # of an attempt's log that are kept at most, the last ones
+LOG_PATIENCE = 10.0  # s: a machine that is taken away answers with 500 for good
 
 
 def connect(context: str | None = None) -> client.ApiClient:
@@ -106,7 +114,7 @@ class Cluster:
         self._check_quota(job)
 
     def _check_rights(self) -> None:
-        for verb, group, resource in (("create", "batch", "jobs"), ("create", "", "configmaps"), ("get", "", "pods/log")):
+        for verb, group, resource in RIGHTS:
             kind, _, part = resource.partition("/")
             asked = {"namespace": self.namespace, "verb": verb, "group": group, "resource": kind, "subresource": part}
             review = client.V1SelfSubjectAccessReview.from_dict({"spec": {"resourceAttributes": asked}})
@@ -212,7 +220,7 @@ class Follower:
                     raise Failed(f"Job {name}: is gone; somebody deleted it; submit the sweep again") from None
                 raise
             pods = self._list_pods(name)
-            for pod in pods["items"]:
+            for pod in sorted(pods["items"], key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
                 self._note_pod(pod)
                 self._peek(pod)
             self._note_vanished({pod["metadata"]["name"] for pod in pods["items"]})
@@ -270,9 +278,8 @@ class Follower:
             return
         attempt.end, attempt.exit_code = now(), code
         disrupted = any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in pod["status"].get("conditions", []))
-        meaning = exit_codes.meaning_of(code)
-        attempt.how = "preempted" if disrupted and code != exit_codes.DONE else meaning.words
-        attempt.counted = meaning.retry == "counted" and not disrupted
+        attempt.how = "preempted" if disrupted and code != exit_codes.DONE else exit_codes.meaning_of(code).words
+        attempt.counted = code != exit_codes.DONE and action_of(self.job["spec"], code, disrupted) == "Count"
         self._keep_log(key, attempt, pod)
         self.ledger.set_status(key, status)
 
@@ -281,10 +288,11 @@ class Follower:
         path = self.ledger.log_of(key, self._statuses[key].attempts.index(attempt))
         try:
             log = self._read_log(str(attempt.pod))
-        except ApiException as error:
+        except (ApiException, Failed) as error:
             last = "\n".join(state.get("message") or state.get("reason") or "" for state in _terminated(pod))
             earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
-            log = f"{earlier}(the pod is gone: {_why(error)}; the end of what it printed:)\n{last}\n"
+            why = _why(error) if isinstance(error, ApiException) else str(error).partition(";")[0]
+            log = f"{earlier}(its log cannot be read: {why}; the end of what it printed:)\n{last}\n"
         path.write_text(log, encoding="utf-8")
         attempt.is_logged = True
 
@@ -297,13 +305,14 @@ class Follower:
         number = next(i for i, attempt in enumerate(self._statuses[key].attempts) if attempt.pod == name)
         try:
             log = self._read_log(name)
-        except ApiException:
+        except (ApiException, Failed):
             return  # its container is only starting, or it has just ended: the next look tells
         self.ledger.log_of(key, number).write_text(log, encoding="utf-8")
 
     def _read_log(self, name: str) -> str:
         core = self.cluster.core
-        return self.cluster.call(core.read_namespaced_pod_log, name, self.cluster.namespace, limit_bytes=LOG_BYTES) or ""
+        impatient = replace(self.cluster, patience=min(self.cluster.patience, LOG_PATIENCE))
+        return impatient.call(core.read_namespaced_pod_log, name, self.cluster.namespace, tail_lines=LOG_LINES) or ""
 
     def _note_vanished(self, present: set[str]) -> None:
         """Attempts whose pods were gone before they were seen to end."""
@@ -374,4 +383,7 @@ def _why(error: ApiException) -> str:
 
 
 def _amount(quantity: str) -> float:
-    return cpus(quantity) if quantity.endswith("m") else num_bytes(quantity)
+    try:
+        return cpus(quantity) if quantity.endswith("m") else num_bytes(quantity)
+    except (ValueError, KeyError):
+        return float("inf")  # a form that nobody writes, such as 1e3: it forbids nothing here, the server judges it

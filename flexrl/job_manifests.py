@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from flexrl import exit_codes, trial
+from flexrl import exit_codes, job_rules, trial
 from flexrl.config import UserError
 from flexrl.sweeps import ROOT, ResourceSettings, SweepSettings, Trial
 
@@ -21,7 +22,21 @@ Manifest = dict[str, Any]
 TEMPLATES = ROOT / "k8s"
 TRIALS_FILE = "trials.json.gz"
 MAX_CONFIG_MAP = 1 << 20  # bytes, of etcd
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+UNITS = {
+    "P": 10**15,
+    "E": 10**18,
+    "Pi": 2**50,
+    "Ei": 2**60,
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
 HOLE = re.compile(r"\$\{(\w+)\}")
 LOCAL_IMAGE = "localhost/flex-rl@sha256:" + "0" * 64  # what runs here is this folder
 
@@ -39,10 +54,9 @@ def render(
     `num_attempts` that they have had already: trials that failed are run again by a Job of another name.
     """
     image = image or LOCAL_IMAGE
-    if target != "local" and "@sha256:" not in image:
-        raise UserError(
-            f"--image {image}: without a digest it may become another; write NAME@sha256:... (docker push prints it)"
-        )
+    if not job_rules.is_immutable(image):
+        how = "make load-image prints its name" if target == "kind" else "NAME@sha256:..., which docker push prints"
+        raise UserError(f"--image {image}: without a digest it may become another: {how}")
     packed = pack_trials(sweep, trials)
     if len(packed) * 4 / 3 > MAX_CONFIG_MAP * 0.95:
         raise UserError(f"{sweep.name}: its {len(trials):,} trials do not fit into one ConfigMap; make two sweeps of it")
@@ -76,7 +90,8 @@ def render(
     }
     job, config_map = (fill(_read(TEMPLATES / file), holes) for file in ("job.yaml", "configmap.yaml"))
     if target != "local":
-        job = merge(job, _read(TEMPLATES / f"{target}.yaml"))
+        uid, gid = (os.getuid(), os.getgid()) if os.getuid() else (10001, 10001)  # root is refused
+        job = merge(job, fill(_read(TEMPLATES / f"{target}.yaml"), {"uid": uid, "gid": gid}))
     return without_nulls(job), without_nulls(config_map)
 
 
@@ -101,6 +116,17 @@ def failure_rules(with_deadline: bool) -> list[dict[str, Any]]:
     if not with_deadline:
         rules.append({"action": "Ignore", "onExitCodes": codes("free")})
     return [*rules, {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+
+
+def action_of(spec: Mapping[str, Any], code: int, disrupted: bool) -> str:
+    """What a Job's podFailurePolicy says of an exit code: its first rule that matches, else Count."""
+    for rule in spec["podFailurePolicy"]["rules"]:
+        on = rule.get("onExitCodes")
+        if on is not None and code != exit_codes.DONE and (code in on["values"]) == (on["operator"] == "In"):
+            return str(rule["action"])
+        if disrupted and any(condition["type"] == "DisruptionTarget" for condition in rule.get("onPodConditions", [])):
+            return str(rule["action"])
+    return "Count"
 
 
 def environment(sweep: SweepSettings) -> list[dict[str, str]]:
@@ -149,7 +175,7 @@ def cpus(quantity: str) -> float:
 
 def num_bytes(quantity: str) -> float:
     """Bytes of a quantity of Kubernetes: 2Gi, 500M."""
-    digits = quantity.rstrip("kMGTi")
+    digits = quantity.rstrip("kMGTPEi")
     return float(digits) * UNITS[quantity.removeprefix(digits)]
 
 

@@ -10,9 +10,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+IMMUTABLE = re.compile(r"@sha256:[0-9a-f]{64}$|:sha256-[0-9a-f]{12,64}$")  # the second is what `make load-image` tags
 MAX_PARALLELISM = 100_000
 MAX_RULES = 20
 ACTIONS = ("FailJob", "FailIndex", "Ignore", "Count")
+
+
+def is_immutable(image: str) -> bool:
+    """Whether the image's name holds its digest, so that it cannot become another."""
+    return IMMUTABLE.search(image) is not None
 
 
 def problems(job: Mapping[str, Any]) -> list[str]:
@@ -109,5 +115,5 @@ def _of_pods(job: Mapping[str, Any]) -> Iterator[str]:
                     yield f'{where}: resources.{kind}.{name}: quantities are text, such as "{quantity}"'
         if "nvidia.com/gpu" in resources.get("requests", {}) and "nvidia.com/gpu" not in resources.get("limits", {}):
             yield f"{where}: nvidia.com/gpu: is set as a limit; the request follows"
-        if "@sha256:" not in container.get("image", ""):
+        if not is_immutable(container.get("image", "")):
             yield f"{where}: image: without a digest it may become another"

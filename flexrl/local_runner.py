@@ -20,8 +20,9 @@ import psutil
 
 from flexrl import exit_codes, machine, trial
 from flexrl.config import UserError
-from flexrl.job_manifests import Manifest, cpus, num_bytes
+from flexrl.job_manifests import Manifest, action_of, cpus, num_bytes
 from flexrl.provenance import now
+from flexrl.runs import OutOfResources
 from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
 
 POLL = 0.2  # s
@@ -51,10 +52,12 @@ class Process:
     status: Status
     killed_after: int | None  # step; by Chaos
     deadline: float  # monotonic s
+    num_known: int  # attempts that its lineage told of before
+    asked_at: float | None = None  # monotonic s: when it was asked to stop
     disrupted: bool = False
     overdue: bool = False
     given_up: bool = False
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
 
     @property
     def attempt(self) -> Attempt:
@@ -74,10 +77,13 @@ class Runner:
     chaos: Chaos | None = None
     # called now and then with what runs
     show: Callable[[Sequence[Process], int], None] = lambda running, left: None
+    # asked before each start: why no more trials may be started; null: they may
+    obstacle: Callable[[], str | None] = lambda: None
     # asked now and then which trials are to be given up
     judge: Callable[[], set[str]] = set
     running: list[Process] = field(default_factory=list)
     stop_signal: int | None = None
+    why_ended: str | None = None  # before all trials were over
     _judged: float = 0.0
 
     def __post_init__(self) -> None:
@@ -94,10 +100,12 @@ class Runner:
                 (Path(temporary) / name).write_bytes(base64.b64decode(content))
             try:
                 while (queue or self.running) and self.stop_signal is None:
-                    while queue and len(self.running) < self.slots and not self._is_hopeless():
-                        self.running.append(self._start(queue.pop(0), Path(temporary)))
+                    while queue and len(self.running) < self.slots and self.why_ended is None:
+                        self.why_ended = self.obstacle() or ("too many trials failed" if self._is_hopeless() else None)
+                        if self.why_ended is None:
+                            self.running.append(self._start(queue.pop(0), Path(temporary)))
                     if not self.running:
-                        break  # hopeless
+                        break
                     time.sleep(POLL)
                     queue = self._give_up(queue)
                     for process in list(self.running):
@@ -107,11 +115,15 @@ class Runner:
                             if self._end(process):
                                 queue.insert(0, process.index)
                     self.show(self.running, len(queue))
+            except OSError as error:
+                raise OutOfResources(
+                    f"{self.ledger.folder}: {error.strerror}; make room, and the same command goes on"
+                ) from None
             finally:
                 self._stop_all()
         return self.stop_signal is None
 
-    def _count_slots(self) -> tuple[int, list[int]]:
+    def _count_slots(self) -> tuple[int, list[str]]:
         """How many trials fit here at a time, and this machine's GPUs."""
         resources = self.container["resources"]
         cores, asked = machine.num_threads(), cpus(resources["requests"]["cpu"])
@@ -126,9 +138,11 @@ class Runner:
             return slots, []
         import torch  # here, as it takes a second
 
-        if gpus > torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+        if gpus > len(names) or not torch.cuda.is_available():
             raise UserError(f"resources.gpu: a trial wants {gpus}, this machine has {torch.cuda.device_count()}")
-        return min(slots, torch.cuda.device_count() // gpus), list(range(torch.cuda.device_count()))
+        return min(slots, len(names) // gpus), names
 
     def _give_up(self, queue: list[int]) -> list[int]:
         """Stops what the judge gives up; what is left of the queue."""
@@ -139,7 +153,7 @@ class Runner:
         for process in self.running:
             if process.trial in lost and not process.given_up:
                 process.given_up = True
-                process.process.terminate()
+                self._ask(process)
         for index in queue:
             if self.trials[index] in lost:
                 status = self.ledger.status(self.trials[index])
@@ -158,11 +172,15 @@ class Runner:
         status = self.ledger.status(key)
         number = len(status.attempts)
         reached = self.ledger.step_of(key)
+        if status.attempts and status.attempts[-1].end is None:  # the runner itself was killed
+            status.attempts[-1].end, status.attempts[-1].how = now(), "its runner was killed"
+            status.attempts[-1].to_step = reached
         status.attempts.append(Attempt(start=now(), to_step=reached))
         status.state = "running"
         self.ledger.set_status(key, status)
         num_gpus = int(self.container["resources"]["limits"].get("nvidia.com/gpu", "0"))
         gpus, self._free_gpus = tuple(self._free_gpus[:num_gpus]), self._free_gpus[num_gpus:]
+        known = len(self.ledger.resumed_at(key))
         with self.ledger.log_of(key, number).open("wb") as log:
             process = subprocess.Popen(
                 self._command(),
@@ -175,7 +193,7 @@ class Runner:
         planned = self.planned.get(key, 0)
         after = self.chaos.where(key, number, min(reached, planned), planned) if self.chaos else None
         deadline = time.monotonic() + self.pod.get("activeDeadlineSeconds", float("inf"))
-        return Process(index, key, process, status, after, deadline, gpus=gpus)
+        return Process(index, key, process, status, after, deadline, known, gpus=gpus)
 
     def _command(self) -> list[str]:
         """The container's command, with this Python and this folder for the image's."""
@@ -183,7 +201,7 @@ class Runner:
         assert python == "python"
         return [sys.executable, *(str(trial.ROOT / part) if part.endswith(".py") else part for part in arguments)]
 
-    def _environment(self, index: int, mounted: Path, gpus: Sequence[int]) -> dict[str, str]:
+    def _environment(self, index: int, mounted: Path, gpus: Sequence[str]) -> dict[str, str]:
         """The container's, where its volumes are folders of this machine."""
         folders = {"/etc/flex-rl": mounted, "/app/workspace/sweeps": self.ledger.folder.parent.resolve()}
         named = {}
@@ -191,8 +209,8 @@ class Runner:
             value = str(variable["value"])
             inside = next((folder for folder in folders if value.startswith(f"{folder}/")), None)
             named[variable["name"]] = str(folders[inside]) + value.removeprefix(inside) if inside else value
-        named |= {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {}
-        return {**os.environ, **named, trial.INDEX: str(index), trial.TIED: "1", "PYTHONUNBUFFERED": "1"}
+        named["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)  # a pod that asks for none sees none
+        return {**os.environ, **named, trial.INDEX: str(index), trial.TIED: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
 
     def _watch(self, process: Process) -> None:
         """Kills what Chaos chose, and what takes too long."""
@@ -202,7 +220,15 @@ class Runner:
             process.process.kill()
         if time.monotonic() > process.deadline and not process.overdue:
             process.overdue = True
-            process.process.terminate()
+            self._ask(process)
+        grace = self.pod["terminationGracePeriodSeconds"]
+        if process.asked_at is not None and time.monotonic() > process.asked_at + grace:
+            process.process.kill()
+
+    def _ask(self, process: Process) -> None:
+        """Asks it to save and leave."""
+        process.asked_at = time.monotonic()
+        process.process.terminate()
 
     def _end(self, process: Process) -> bool:
         """Writes down how an attempt ended; whether the trial is to be tried again."""
@@ -211,15 +237,23 @@ class Runner:
         self._free_gpus.extend(process.gpus)
         attempt, status, key = process.attempt, process.status, process.trial
         before = status.attempts[-2] if len(status.attempts) > 1 else None
-        attempt.end, attempt.exit_code, attempt.from_step = now(), code, self.ledger.resumed_at(key)
-        attempt.to_step = self.ledger.step_of(key)
-        if before is not None:
-            before.lost_steps = max(before.to_step - attempt.from_step, 0)
-        action = self._action(code, process.disrupted)
+        begun = self.ledger.resumed_at(key)
+        attempt.end, attempt.exit_code, attempt.to_step = now(), code, self.ledger.step_of(key)
+        if len(begun) > process.num_known:  # it came so far as to begin
+            attempt.from_step = begun[-1]
+            if before is not None:
+                before.lost_steps = max(before.to_step - attempt.from_step, 0)
+        elif before is not None:  # what the attempt before has lost is still to be seen
+            attempt.to_step = before.to_step
+        is_stopped = self.stop_signal is not None and not process.overdue
+        action = action_of(self.spec, code, process.disrupted or (is_stopped and code == exit_codes.PREEMPTED))
         attempt.how = self._words(code, process)
         attempt.counted = action == "Count" and code != exit_codes.DONE
-        if code == exit_codes.DONE:
-            status.state, status.result = "done", self.ledger.result_of(key)
+        status.result = self.ledger.result_of(key) if code == exit_codes.DONE else None
+        if code == exit_codes.DONE and status.result is None:
+            attempt.how, attempt.counted = "done, but what it made is missing or damaged", True
+        if status.result is not None:
+            status.state = "done"
         elif process.given_up:
             status.state = "given up"
         elif action == "FailIndex":
@@ -239,16 +273,6 @@ class Runner:
         if process.overdue:
             return f"took longer than the deadline of {self.pod['activeDeadlineSeconds']} s"
         return exit_codes.meaning_of(code).words
-
-    def _action(self, code: int, disrupted: bool) -> str:
-        """What the Job's podFailurePolicy says: its first rule that matches, else Count."""
-        for rule in self.spec["podFailurePolicy"]["rules"]:
-            on = rule.get("onExitCodes")
-            if on is not None and code != 0 and (code in on["values"]) == (on["operator"] == "In"):
-                return str(rule["action"])
-            if disrupted and any(condition["type"] == "DisruptionTarget" for condition in rule.get("onPodConditions", [])):
-                return str(rule["action"])
-        return "Count"
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

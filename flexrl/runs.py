@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from flexrl import config, exit_codes, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.provenance import flat_ancestry, here, now, python
+from flexrl.trial import LOCK_WAIT
 
 S = TypeVar("S", bound=Settings)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -72,9 +73,7 @@ class Run(Generic[S]):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.folder}: another process is running it; wait for it, or take another --name") from None
+            self._take_lock()
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace"
@@ -98,6 +97,22 @@ class Run(Generic[S]):
         self._metrics = (self.folder / "metrics.jsonl").open("a" if resuming else "w", encoding="utf-8", buffering=1)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
+
+    def _take_lock(self) -> None:
+        """UserError if another process has it; a sweep's trial, whose last attempt may only just be ending, waits for it."""
+        until = time.monotonic() + float(os.environ.get(LOCK_WAIT, "0"))
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.5)
+                    continue
+                why = f"{self.folder}: another process is running it"
+                if LOCK_WAIT in os.environ:
+                    raise OutOfResources(f"{why}, and has not ended for {os.environ[LOCK_WAIT]} s") from None
+                raise UserError(f"{why}; wait for it, or take another --name") from None
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.stop_signal = signum
@@ -217,6 +232,7 @@ class Run(Generic[S]):
         self._survive("metrics.jsonl", lambda: _replace(path, "".join(line + "\n" for line in lines)))
         self._metrics = path.open("a", encoding="utf-8", buffering=1)
         self.lineage["attempts"][-1]["from_step"] = num_steps
+        self._survive("lineage.json", self._write_lineage)
         if lines:
             self._epoch -= json.loads(lines[-1])["time/seconds"]
 

@@ -164,6 +164,8 @@ class Ledger:
     def forgive(self, trial: str) -> None:
         """A trial that had failed is tried again: its attempts stay in the ledger, and count no more."""
         status = self.status(trial)
+        if status.state not in OVER:
+            return
         for attempt in status.attempts:
             attempt.counted = False
         status.state = "waiting"
@@ -176,7 +178,12 @@ class Ledger:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else runs this sweep here meanwhile; UserError if somebody does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace"
+            ) from None
         with (self.folder / ".lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -221,19 +228,23 @@ class Ledger:
         folder = self.trials / trial
         return runs.read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
 
-    def resumed_at(self, trial: str) -> int:
-        """The step at which the last attempt began, by the run's own lineage."""
-        path = self.trials / trial / "lineage.json"
-        if not path.is_file():
-            return 0
-        return int(json.loads(path.read_bytes())["attempts"][-1].get("from_step", 0))
+    def resumed_at(self, trial: str) -> list[int]:
+        """The step at which each attempt began, by the run's own lineage; none where it tells of none."""
+        try:
+            document = json.loads((self.trials / trial / "lineage.json").read_bytes())
+            return [int(attempt["from_step"]) for attempt in document["attempts"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []  # not begun, or damaged, which the run itself says
 
-    def result_of(self, trial: str) -> str:
-        """The hash of what a finished trial came to: the weights of a policy, or a dataset."""
+    def result_of(self, trial: str) -> str | None:
+        """The hash of what a finished trial came to: the weights of a policy, or a dataset; null if there is nothing whole."""
         run = self.trials / trial
         folder = run if (run / snapshots.MANIFEST).is_file() else run / "latest"
-        files = json.loads((folder / snapshots.MANIFEST).read_bytes())["files"]
-        told = {name: files[name] for name in sorted(files) if folder == run or name in RESULT}
+        try:
+            files = json.loads((folder / snapshots.MANIFEST).read_bytes())["files"]
+            told = {name: files[name] for name in sorted(files) if folder == run or name in RESULT}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

@@ -66,18 +66,20 @@ def make_plan(sweep: SweepSettings, trials: Sequence[Trial], ledger: Ledger, wor
     known = ledger.entries()
     titles = {entry.title for entry in known.values()}
     rows: list[Planned] = []
+    # what a rule gave up stays so under the same rule
+    is_stopped = sweep.stop is not None and ledger.exists and ledger.read_sweep().stop == sweep.stop
     for trial in trials:
         kind, done = (
-            _kind_of(trial, ledger, titles) if trial.id in known else ("changed" if trial.title in titles else "new", 0)
+            _kind_of(trial, ledger, is_stopped) if trial.id in known else ("changed" if trial.title in titles else "new", 0)
         )
         rows.append(Planned(trial, kind, done))  # type: ignore[arg-type]
     left = sum(max(row.planned_steps - row.done_steps, 0) for row in rows if row.to_run)
     return Plan(rows, _speed(trials, ledger, workspace), left)
 
 
-def _kind_of(trial: Trial, ledger: Ledger, titles: set[str]) -> tuple[Kind, int]:
+def _kind_of(trial: Trial, ledger: Ledger, is_stopped: bool) -> tuple[Kind, int]:
     status = ledger.status(trial.id)
-    if status.state in ("done", "given up"):
+    if status.state == "done" or (status.state == "given up" and is_stopped):
         return "done", 0
     step = ledger.step_of(trial.id)
     if status.state in OVER:

@@ -94,7 +94,7 @@ def print_status(ledger: Ledger) -> None:
     console.print(status_table(ledger, entries, console.width))
     statuses = {entry.id: ledger.status(entry.id) for entry in entries}
     for key, status in statuses.items():
-        if status.state in ("failed", "refused"):
+        if status.state in ("failed", "refused") and status.attempts:
             log = ledger.log_of(key, len(status.attempts) - 1)
             console.print(Text(f"{key}: {status.attempts[-1].how}: {last_words(ledger, key, status)} ({log})", "red"))
     counts = Counter(status.state for status in statuses.values())

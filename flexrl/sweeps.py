@@ -6,9 +6,9 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +24,13 @@ from flexrl.offline_training import TrainDTSettings
 from flexrl.offline_training import rehearse as rehearse_offline_training
 from flexrl.training import TrainSettings
 from flexrl.training import rehearse as rehearse_training
-from flexrl.yaml_values import Value, placed
+from flexrl.yaml_values import Value, nearest, placed
 
 ROOT = Path(__file__).resolve().parent.parent
 MANY = 10_000  # trials that nobody starts by mistake
-QUANTITY = r"^\d+(\.\d+)?(m|[kMGT]i?)?$"  # of Kubernetes
+CORES = r"^\d+(\.\d+)?m?$"  # of Kubernetes
+BYTES = r"^\d+(\.\d+)?([kMGT]|[KMGT]i)?$"
+CHOOSES = (".name", ".kind")  # settings that decide which others there are
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,20 @@ class ResourceSettings(Settings):
     """What one trial takes."""
 
     # CPU cores, as Kubernetes writes them: 1, 0.5, 500m
-    cpu: str = Field("1", pattern=QUANTITY)
-    memory: str = Field("2Gi", pattern=QUANTITY)
+    cpu: str = Field("1", pattern=CORES)
+    memory: str = Field("2Gi", pattern=BYTES)
     gpu: int = Field(0, ge=0, le=64)
     # of GKE, such as nvidia-l4; null: any
     accelerator: str | None = Field(None, pattern=r"^[a-z0-9-]{1,63}$")
     # on machines that may be taken away at any time; a trial goes on from latest/
     spot: bool = False
+
+    @field_validator("cpu", "memory")
+    @classmethod
+    def _is_something(cls, quantity: str) -> str:
+        if not re.search(r"[1-9]", quantity):
+            raise ValueError("expected more than nothing")
+        return quantity
 
     @field_validator("cpu", mode="before")
     @classmethod
@@ -258,28 +267,32 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
     if sweep.num_points > MANY and not many:
         raise UserError(f"{path}: comes to {sweep.num_points:,} trials; add --yes if that is what you want")
     verb, code = VERBS[sweep.verb], code_digest(sweep.verb)
+    _check_names(sweep, path)
     layers = {name: config.read(verb.model, name) for name in {_config_of(sweep, path, point) for point in _points(sweep)}}
     shared = [config.override(key, placed(value, f"{path}: set: {key}")) for key, value in sweep.set.items()]
     names = _short_names(sweep)
     trials: list[Trial] = []
+    digests: dict[str, str] = {}  # of inputs
     for point in _points(sweep):
         if any(all(point.get(key) == value for key, value in rule.items()) for rule in sweep.exclude):
             continue
         source = _config_of(sweep, path, point)
         extra = next((e.set for e in sweep.list if e.name == point.get("name")), {})
         values = {**extra, **{key: value for key, value in point.items() if key != "name"}}
+        values = dict(sorted(values.items(), key=lambda item: not f".{item[0]}".endswith(CHOOSES)))  # what chooses comes first
         own = [config.override(key, placed(value, f"{path}: {key}={_show(value)}")) for key, value in values.items()]
         for seed in sweep.all_seeds:
             last = config.override("seed", Value(seed, f"{path}: seeds"))
             settings = config.settle(verb.model, [layers[source], *shared, *own, last], str(source or path))
-            inputs = {name: input_digest(name) for name in verb.inputs(settings)}
+            _check_taken(settings, values, path)
+            for name in verb.inputs(settings):
+                digests[name] = digests.get(name) or input_digest(name)
+            inputs = {name: digests[name] for name in verb.inputs(settings)}
             digest = identity(sweep.verb, settings, code, image, inputs)
-            label = " ".join(f"{names[key]}={_show(value)}" if key != "name" else str(value) for key, value in point.items())
-            trials.append(Trial(digest, label, seed, point, settings, inputs))
+            trials.append(Trial(digest, _label(point, names), seed, point, settings, inputs))
     if not trials:
         raise UserError(f"{path}: comes to no trial; `exclude` leaves none")
-    _check_distinct(trials, path)
-    return trials
+    return _distinct(trials, path, sweep, names)
 
 
 def _config_of(sweep: SweepSettings, path: Path, point: Mapping[str, Any]) -> Path | None:
@@ -292,16 +305,16 @@ def _points(sweep: SweepSettings) -> Iterator[dict[str, Any]]:
     lists: list[dict[str, Any]] = [{"name": e.name} for e in sweep.list] or [{}]
     zips = [dict(zip(sweep.zip, values, strict=True)) for values in zip(*sweep.zip.values(), strict=True)] or [{}]
     grids = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
-    drawn = [{}] if sweep.random is None else list(_drawn(sweep.random))
-    for parts in itertools.product(lists, zips, grids, drawn) if sweep.search is None else ():
+    at_random = [{}] if sweep.random is None else drawn(sweep.random, sweep.random.n)
+    for parts in itertools.product(lists, zips, grids, at_random) if sweep.search is None else ():
         yield {key: value for part in parts for key, value in part.items()}
     yield from sweep.include
 
 
-def _drawn(settings: RandomSettings) -> Iterator[dict[str, Any]]:
+def drawn(settings: RandomSettings | SearchSettings, n: int) -> list[dict[str, Any]]:
+    """Points at random, the same ones for the same seed."""
     rng = np.random.default_rng(settings.seed)
-    for _ in range(settings.n):
-        yield {key: distribution.draw(rng) for key, distribution in settings.axes.items()}
+    return [{key: distribution.draw(rng) for key, distribution in settings.axes.items()} for _ in range(n)]
 
 
 def _short_names(sweep: SweepSettings) -> dict[str, str]:
@@ -327,15 +340,57 @@ def _show(value: Any) -> str:
     return str(value)
 
 
-def _check_distinct(trials: Sequence[Trial], path: Path) -> None:
-    seen: dict[str, Trial] = {}
-    titles: dict[str, Trial] = {}
+def _label(point: Mapping[str, Any], names: Mapping[str, str], exact: bool = False) -> str:
+    """A point as people read it; `exact`: numbers with all their digits."""
+    shown = {key: repr(value) if exact and isinstance(value, float) else _show(value) for key, value in point.items()}
+    return " ".join(text if key == "name" else f"{names[key]}={text}" for key, text in shown.items())
+
+
+def _distinct(trials: Sequence[Trial], path: Path, sweep: SweepSettings, names: Mapping[str, str]) -> list[Trial]:
+    """Each trial once, what was drawn twice left out; labels as long as they must be to differ."""
+    is_drawn = sweep.random is not None or sweep.search is not None
+    by_id: dict[str, Trial] = {}
     for trial in trials:
-        if trial.id in seen:
-            raise UserError(f"{path}: '{trial.title}' and '{seen[trial.id].title}' are the same trial; keep one")
-        if trial.title in titles:
-            raise UserError(f"{path}: two trials would be called '{trial.title}'; give them values that differ in four digits")
-        seen[trial.id] = titles[trial.title] = trial
+        if trial.id in by_id and not is_drawn:
+            raise UserError(f"{path}: '{trial.title}' and '{by_id[trial.id].title}' are the same trial; keep one")
+        by_id.setdefault(trial.id, trial)
+    count = Counter(trial.title for trial in by_id.values())
+    distinct = [
+        trial if count[trial.title] == 1 else replace(trial, label=_label(trial.point, names, exact=True))
+        for trial in by_id.values()
+    ]
+    twice = next((title for title, number in Counter(trial.title for trial in distinct).items() if number > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: two trials would be called '{twice}'; give their axes other values")
+    return distinct
+
+
+def _check_names(sweep: SweepSettings, path: Path) -> None:
+    """UserError if `include` or `exclude` speak of what is not there."""
+    named = {experiment.name for experiment in sweep.list}
+    axes = {*sweep.zip, *sweep.grid, *(sweep.random.axes if sweep.random else {}), *(["name"] if named else [])}
+    for rule in sweep.exclude:
+        for key in rule:
+            if key not in axes:
+                raise UserError(f"{path}: exclude: there is no axis '{key}'{nearest(key, sorted(axes))}")
+    for point in (*sweep.include, *sweep.exclude):
+        if "name" in point and point["name"] not in named:
+            raise UserError(
+                f"{path}: nothing in `list` is called '{point['name']}'{nearest(str(point['name']), sorted(named))}"
+            )
+
+
+def _check_taken(settings: Settings, values: Mapping[str, Any], path: Path) -> None:
+    """UserError if a value of a point did not come through: another setting has replaced what it was a part of."""
+    tree = settings.model_dump(mode="json")
+    for key, value in values.items():
+        found: Any = tree
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if isinstance(value, (int, float, str)) and found != value:
+            raise UserError(
+                f"{path}: {key}={_show(value)} is lost, as another setting of the point replaces what it belongs to"
+            )
 
 
 def identity(verb: str, settings: Settings, code: str, image: str | None, inputs: Mapping[str, str]) -> str:
@@ -358,7 +413,6 @@ def code_digest(verb: str, root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
-@cache
 def input_digest(path: str) -> str:
     """The content hash of a snapshot or dataset; UserError if it is none."""
     folder = Path(path)

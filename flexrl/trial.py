@@ -14,13 +14,15 @@ from typing import Any, NoReturn
 
 import yaml
 
+from flexrl import exit_codes
 from flexrl.yaml_values import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIALS = "FLEXRL_TRIALS"  # variable: the file that `pack` made
 WORKSPACE = "FLEXRL_WORKSPACE"  # variable: the sweep's folder
 INDEX = "JOB_COMPLETION_INDEX"  # variable: which of them; set by Kubernetes
-TIED = "FLEXRL_TIED"  # variable: end with whoever started it
+TIED = "FLEXRL_TIED"  # variable: the process to end with, which started this one
+LOCK_WAIT = "FLEXRL_LOCK_WAIT"  # variable: seconds to wait for a run that another process still has
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -52,5 +54,8 @@ def become() -> NoReturn:
         os.replace(temporary, path)
     if TIED in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(os.environ[TIED]):  # it was gone before
+            sys.exit(exit_codes.PREEMPTED)
+    os.environ[LOCK_WAIT] = "60"
     arguments = ["--name", row["id"], "--workspace", str(folder / "trials"), "--config", str(path), "--resume"]
     os.execv(sys.executable, [sys.executable, "-u", str(ROOT / row["verb"]), *arguments])

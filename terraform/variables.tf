@@ -52,7 +52,7 @@ variable "cpu_pool" {
   type = object({
     machine_type = optional(string, "c3-standard-22")
     max_nodes    = optional(number, 10)
-    spot         = optional(bool, true)
+    spot         = optional(bool, false)
   })
   default = {}
   validation {

@@ -20,9 +20,10 @@ import yaml
 from flexrl import exit_codes, job_manifests, job_rules, sweeps, trial
 from flexrl.config import UserError
 from flexrl.early_stopping import StopSettings, given_up
+from flexrl.local_runner import Runner
 from flexrl.search import Search
 from flexrl.statistics import interquartile_mean
-from flexrl.sweep_ledger import Ledger
+from flexrl.sweep_ledger import Ledger, Status
 from flexrl.sweeps import Distribution, SearchSettings, Trial, code_digest, expand, identity, load_sweep, rehearsals
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +131,24 @@ def test_few_rehearsals_have_every_value_once(tmp_path: Path) -> None:
         assert {t.point[key] for t in chosen} == set(values)
 
 
+def test_what_chooses_comes_first_and_nothing_is_lost(tmp_path: Path) -> None:
+    changes = {"set": {"world": TINY["set"]["world"]}, "grid": None, "seeds": 1}
+    zipped = {"learner.learning_rate": [1e-3, 2e-3], "learner.name": ["sac", "tqc"]}
+    trials = trials_of(written(tmp_path, **changes, zip=zipped))
+    assert [(t.settings.learner.name, t.settings.learner.learning_rate) for t in trials] == [("sac", 1e-3), ("tqc", 2e-3)]
+    replaced = {"learner.gamma": [0.9], "learner": [{"name": "sac"}]}
+    with pytest.raises(UserError, match=r"learner.gamma=0.9 is lost, as another setting of the point replaces"):
+        trials_of(written(tmp_path, **changes, zip=replaced))
+
+
+def test_what_is_drawn_twice_is_run_once(tmp_path: Path) -> None:
+    axes = {"learner.n_epochs": {"choice": [1, 2, 3]}}
+    assert len(trials_of(written(tmp_path, grid=None, seeds=1, random={"n": 20, "axes": axes}))) == 3
+    axes = {"learner.gamma": {"uniform": [0.99, 0.9901]}}
+    titles = [t.title for t in trials_of(written(tmp_path, grid=None, seeds=1, random={"n": 30, "axes": axes}))]
+    assert len(set(titles)) == 30
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -138,9 +157,10 @@ def test_few_rehearsals_have_every_value_once(tmp_path: Path) -> None:
         ({"grid": {"learner.gamma": []}}, "grid.learner.gamma: has no values"),
         ({"zip": {"learner.gamma": [0.9, 0.99], "learner.n_epochs": [1]}}, "zip: expected as many values of each"),
         ({"grid": {"num_steps": list(range(1, 5001))}, "seeds": 200}, "comes to 1,000,000 trials; add --yes"),
-        ({"grid": {"learner.gamma": [0.990001, 0.990002]}}, "two trials would be called 'gamma=0.99 seed=0'"),
+        ({"exclude": [{"learner.gama": 0.9}]}, "exclude: there is no axis 'learner.gama'"),
+        ({"include": [{"name": "bold"}]}, "nothing in `list` is called 'bold'"),
         ({"include": [{"learner.learning_rate": 1e-4}]}, "are the same trial; keep one"),
-        ({"exclude": [{}]}, "comes to no trial"),
+        ({"exclude": [{"learner.learning_rate": 1e-4}, {"learner.learning_rate": 1e-3}]}, "comes to no trial"),
         ({"random": {"n": 2, "axes": {"learner.gamma": {"uniform": [1, 0]}}}}, "expected two rising numbers"),
         ({"random": {"n": 2, "axes": {"learner.gamma": {}}}}, "expected one of uniform, log_uniform, whole or choice"),
         ({"config": "nothing.yaml"}, "nothing.yaml: no such file"),
@@ -148,6 +168,9 @@ def test_few_rehearsals_have_every_value_once(tmp_path: Path) -> None:
         ({"seeds": 0}, "seeds: expected how many seeds"),
         ({"seeds": [1, 1]}, "seeds: expected seeds that differ"),
         ({"resources": {"cpu": "many"}}, "resources.cpu"),
+        ({"resources": {"cpu": 0}}, "resources.cpu"),
+        ({"resources": {"cpu": "2Gi"}}, "resources.cpu"),
+        ({"resources": {"memory": "500m"}}, "resources.memory"),
         ({"set": {"init_from": "nowhere"}}, "nowhere: is no snapshot"),
         ({"name": "Tiny_1"}, "name: expected"),
     ],
@@ -205,12 +228,14 @@ def test_a_sweep_runs_once_and_only_what_changed_again(tmp_path: Path) -> None:
     assert {key: other.status(key).result for key in other.entries()} == results
     attempts = [attempt for key in results for attempt in other.status(key).attempts]
     assert sum(attempt.how == "killed by --chaos" for attempt in attempts) == len(attempts) - 4 > 0
+    assert all(0 <= attempt.lost_steps <= 1000 for attempt in attempts)  # it saves after every rollout of 256 steps
+    assert any(attempt.from_step > 0 for attempt in attempts)
     assert not any(attempt.counted for attempt in attempts)
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "cancel"])
 def test_a_stop_is_clean_and_the_same_command_goes_on(tmp_path: Path, how: str) -> None:
-    path, workspace = written(tmp_path, set={**TINY["set"], "num_steps": 30_000}, grid=None), tmp_path / "workspace"
+    path, workspace = written(tmp_path, set={**TINY["set"], "num_steps": 60_000}, grid=None), tmp_path / "workspace"
     ledger = Ledger(workspace / "sweeps" / "tiny")
     process = subprocess.Popen(command(path, workspace), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
@@ -228,7 +253,8 @@ def test_a_stop_is_clean_and_the_same_command_goes_on(tmp_path: Path, how: str) 
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     stopped = {key: ledger.status(key) for key in ledger.entries()}
-    cut = [key for key, status in stopped.items() if status.attempts]
+    cut = [key for key, status in stopped.items() if status.attempts and status.state != "done"]
+    assert cut
     assert all(stopped[key].state == "waiting" and stopped[key].attempts[0].exit_code == 143 for key in cut)
     done = submit(path, workspace)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -241,8 +267,6 @@ def test_a_stop_is_clean_and_the_same_command_goes_on(tmp_path: Path, how: str) 
 
 def test_bad_settings_are_never_retried_and_failures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A verb that ends as it is told, in place of train.py, under the manifest's own rules."""
-    from flexrl.local_runner import Runner
-
     path = written(tmp_path, grid=None, seeds=5, retries=1, parallelism=2)
     sweep, trials = load_sweep(path), trials_of(path)
     ledger = Ledger(tmp_path / "sweep")
@@ -276,17 +300,45 @@ def test_bad_settings_are_never_retried_and_failures_are(tmp_path: Path, monkeyp
     assert [status.num_counted for status in statuses] == [0, 2, 1, 0, 2]
 
 
-def test_a_trial_that_takes_too_long_counts(tmp_path: Path) -> None:
-    from flexrl.local_runner import Runner
+def test_a_damaged_trial_costs_itself_alone(tmp_path: Path) -> None:
+    """Its lineage is empty, as after a power loss; another trial ends well without making anything."""
+    path, workspace = written(tmp_path, grid=None), tmp_path / "workspace"
+    assert submit(path, workspace).returncode == 0
+    ledger = Ledger(workspace / "sweeps" / "tiny")
+    first, second = ledger.entries()
+    for key in (first, second):
+        ledger.set_status(key, Status())
+    (ledger.trials / first / "lineage.json").write_text("")
+    done = submit(path, workspace)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ledger.status(first).state == "refused"
+    assert "lineage.json: is damaged" in ledger.log_of(first, 0).read_text()
+    assert ledger.status(second).state == "done"
 
+
+def test_nothing_is_started_once_the_code_has_changed(tmp_path: Path) -> None:
+    path = written(tmp_path, grid=None)
+    sweep, trials = load_sweep(path), trials_of(path)
+    ledger = Ledger(tmp_path / "sweep")
+    ledger.submit(sweep, trials, None)
+    job, config_map = job_manifests.render(sweep, trials, "local")
+    runner = Runner(job, config_map, [t.id for t in trials], {}, ledger, obstacle=lambda: "the code has changed")
+    assert runner.run()
+    assert runner.why_ended == "the code has changed"
+    assert not any(ledger.status(t.id).attempts for t in trials)
+
+
+def test_a_trial_that_takes_too_long_counts(tmp_path: Path) -> None:
     path = written(tmp_path, grid=None, seeds=1, retries=1, deadline=1)
     sweep, trials = load_sweep(path), trials_of(path)
     ledger = Ledger(tmp_path / "sweep")
     ledger.submit(sweep, trials, None)
     script = tmp_path / "waits.py"
-    script.write_text("import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(143))\ntime.sleep(60)\n")
+    script.write_text("import signal, time\nsignal.signal(15, lambda *_: None)\nwhile True:\n    time.sleep(1)\n")
     job, config_map = job_manifests.render(sweep, trials, "local")
     job["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", str(script)]
+    job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1  # it does not heed SIGTERM
     assert Runner(job, config_map, [t.id for t in trials], {}, ledger).run()
     status = ledger.status(trials[0].id)
     assert status.state == "failed"
@@ -388,7 +440,9 @@ def test_names_of_jobs_leave_room_for_their_pods() -> None:
 
 def test_an_image_without_a_digest_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
-    with pytest.raises(UserError, match=r"--image flex-rl:1: without a digest"):
+    with pytest.raises(
+        UserError, match=r"--image flex-rl:1: without a digest it may become another: make load-image prints its name"
+    ):
         job_manifests.render(load_sweep(path), trials_of(path), "kind", "flex-rl:1")
 
 

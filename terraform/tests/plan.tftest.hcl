@@ -66,7 +66,7 @@ run "pools" {
     error_message = "machines must be repaired and upgraded"
   }
   assert {
-    condition     = alltrue([for key in ["cpu", "gpuspot"] : google_container_node_pool.pool[key].node_config[0].taint[0].key == "cloud.google.com/gke-spot"])
+    condition     = google_container_node_pool.pool["gpuspot"].node_config[0].taint[0].key == "cloud.google.com/gke-spot" && length(google_container_node_pool.pool["cpu"].node_config[0].taint) == 0
     error_message = "only what tolerates it may run on spot machines"
   }
 }
