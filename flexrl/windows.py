@@ -16,8 +16,9 @@ from flexrl.phrasings import distorted
 from flexrl.text_encoders import Encoder, embed, find_encoder
 
 Array = NDArray[Any]
-# Windows between which the pages that they touched, 30 KB each, are given back: memory does not grow with the data.
-RELEASE_EVERY = 4096
+# Windows between which the pages that they touched are given back: memory does not grow with the data. A window touches 30 KB,
+# and where the files lie in the system's cache it maps what is around as well, 240 KB in all.
+RELEASE_EVERY = 1024
 # What a goal is made of, by the name of the block that shows it in a world's observation.
 GOAL_BLOCKS = {"skill": "one_hot", "command": "command", "place": "place", "words": "embedding"}
 
