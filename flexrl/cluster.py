@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import urllib3
@@ -207,12 +210,31 @@ class Follower:
     # called after each look
     show: Callable[[], None] = lambda: None
     _statuses: dict[str, Status] = field(default_factory=dict)
+    _is_interrupted: bool = False
 
     def run(self) -> str:
-        """Until the Job is over: 'Complete' or 'Failed'; Failed (the exception) if it is gone before."""
+        """Until the Job is over: 'Complete' or 'Failed'; Failed (the exception) if it is gone before.
+
+        KeyboardInterrupt at Ctrl-C, even if the exception is lost where it was raised, in a destructor say.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return self._follow()
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            return self._follow()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self._is_interrupted = True
+        raise KeyboardInterrupt
+
+    def _follow(self) -> str:
         self._statuses = {key: self.ledger.status(key) for key in self.trials}
         name = self.job["metadata"]["name"]
         while True:
+            if self._is_interrupted:
+                raise KeyboardInterrupt
             try:
                 job = self.cluster.tree(self.cluster.call(self.cluster.batch.read_namespaced_job, name, self.cluster.namespace))
             except ApiException as error:

@@ -10,6 +10,7 @@ from flexrl import config
 from flexrl.collection import CollectSettings
 from flexrl.config import UserError
 from flexrl.offline_training import TrainDTSettings
+from flexrl.sweeps import SweepSettings, expand, load_sweep
 from flexrl.training import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
@@ -19,6 +20,7 @@ VERBS: dict[str, type[config.Settings]] = {
     "train.py": TrainSettings,
     "collect.py": CollectSettings,
     "train_dt.py": TrainDTSettings,
+    "submit_sweep.py": SweepSettings,
 }
 
 
@@ -44,7 +46,14 @@ def complaint(path: Path | None, *overrides: str) -> str:
 def test_examples_load_and_begin_with_their_command(path: Path) -> None:
     config.load(settings_of(path), path)
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert any(line.startswith(tuple(f"# python {verb} --name" for verb in VERBS)) and path.name in line for line in lines[:2])
+    starts = tuple(f"# python {verb} --{'sweep' if verb == 'submit_sweep.py' else 'name'}" for verb in VERBS)
+    assert any(line.startswith(starts) and path.name in line for line in lines[:2])
+
+
+def test_the_sweep_among_the_examples_comes_to_its_trials() -> None:
+    path = Path(__file__).parent.parent / "examples" / "half_cheetah_sweep.yaml"
+    trials = expand(load_sweep(path), path)
+    assert len(trials) == 3 * 2 * 3
 
 
 def test_resolved_settings_read_back_the_same(tmp_path: Path) -> None:
