@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from flexrl.job_manifests import Manifest
     from flexrl.local_runner import Chaos, Runner
     from flexrl.sweep_ledger import Ledger
-    from flexrl.sweeps import SweepSettings, Trial
+    from flexrl.sweep_settings import SweepSettings
+    from flexrl.sweeps import Trial
 
 ASK_ABOUT = ("status", "logs", "report", "cancel")
 
@@ -63,8 +64,9 @@ def submit(arguments: argparse.Namespace) -> None:
     from flexrl import sweeps
     from flexrl.search import Search
     from flexrl.sweep_ledger import Ledger
+    from flexrl.sweep_settings import load_sweep
 
-    sweep = sweeps.load_sweep(arguments.sweep)
+    sweep = load_sweep(arguments.sweep)
     if arguments.target == "local" and arguments.image:
         raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
     if arguments.target != "local" and not arguments.image:
@@ -180,7 +182,8 @@ def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[
 
 def catch_up(ledger: Ledger) -> None:
     """Follows the Job that was submitted before, if the cluster still has it: to its end, which may have been long ago."""
-    from flexrl.cluster import Cluster, Follower, connect
+    from flexrl.cluster import Cluster, connect
+    from flexrl.follower import Follower
 
     noted = ledger.job()
     if noted is None:
@@ -195,7 +198,8 @@ def catch_up(ledger: Ledger) -> None:
 
 def run_there(manifests: tuple[Manifest, Manifest], chosen: list[str], ledger: Ledger, note: Callable[[], None]) -> None:
     """As a Job of the kubeconfig's cluster, followed until it is over; Ctrl-C leaves it running."""
-    from flexrl.cluster import Cluster, Follower, connect
+    from flexrl.cluster import Cluster, connect
+    from flexrl.follower import Follower
 
     cluster = Cluster(connect())
     cluster.check(manifests[0])

@@ -15,7 +15,8 @@ import yaml
 
 from flexrl import exit_codes, job_rules, trial
 from flexrl.config import UserError
-from flexrl.sweeps import ROOT, ResourceSettings, SweepSettings, Trial
+from flexrl.sweep_settings import ResourceSettings, SweepSettings
+from flexrl.sweeps import ROOT, Trial
 
 Target = Literal["local", "kind", "gke"]
 Manifest = dict[str, Any]

@@ -87,7 +87,7 @@ class Run(Generic[S]):
         elif (self.folder / "config.yaml").exists():
             print(f"{self.latest}: nothing was saved there; the run begins anew", file=sys.stderr)
         try:
-            _replace(self.folder / "config.yaml", config.to_yaml(self.settings))
+            write_whole(self.folder / "config.yaml", config.to_yaml(self.settings))
             self.lineage = self._begin_lineage(resuming)
             self._write_lineage()
         except OSError as error:
@@ -229,7 +229,7 @@ class Run(Generic[S]):
         self._metrics.close()
         path = self.folder / "metrics.jsonl"
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= num_steps]
-        self._survive("metrics.jsonl", lambda: _replace(path, "".join(line + "\n" for line in lines)))
+        self._survive("metrics.jsonl", lambda: write_whole(path, "".join(line + "\n" for line in lines)))
         self._metrics = path.open("a", encoding="utf-8", buffering=1)
         self.lineage["attempts"][-1]["from_step"] = num_steps
         self._survive("lineage.json", self._write_lineage)
@@ -257,10 +257,10 @@ class Run(Generic[S]):
         }
 
     def _write_lineage(self) -> None:
-        _replace(self.folder / "lineage.json", json.dumps(self.lineage, indent=1))
+        write_whole(self.folder / "lineage.json", json.dumps(self.lineage, indent=1))
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """The file with that text, whole or as it was."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flexrl.config import UserError
-from flexrl.sweeps import Distribution, SearchSettings
+from flexrl.sweep_settings import Distribution, SearchSettings
 
 
 class Search:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from flexrl import config, runs, snapshots
 from flexrl.config import UserError
-from flexrl.sweeps import SweepSettings, Trial
+from flexrl.sweep_settings import SweepSettings
+from flexrl.sweeps import Trial
 
 State = Literal["waiting", "running", "done", "failed", "refused", "given up"]
 OVER = ("done", "failed", "refused", "given up")  # what nobody goes on with by itself
@@ -127,9 +128,9 @@ class Ledger:
             )
             path = self.configs / f"{trial.id}.yaml"
             if not path.is_file():
-                replace(path, config.to_yaml(trial.settings))
-        replace(self.folder / "sweep.yaml", config.to_yaml(sweep))
-        replace(self.folder / "trials.json", json.dumps(entries, indent=1, sort_keys=True))
+                runs.write_whole(path, config.to_yaml(trial.settings))
+        runs.write_whole(self.folder / "sweep.yaml", config.to_yaml(sweep))
+        runs.write_whole(self.folder / "trials.json", json.dumps(entries, indent=1, sort_keys=True))
 
     def status(self, trial: str) -> Status:
         """How a trial stands; UserError if its file is damaged."""
@@ -144,11 +145,11 @@ class Ledger:
 
     def set_status(self, trial: str, status: Status) -> None:
         """Writes it, whole or not at all."""
-        replace(self._status / f"{trial}.json", json.dumps(asdict(status), indent=1))
+        runs.write_whole(self._status / f"{trial}.json", json.dumps(asdict(status), indent=1))
 
     def note_job(self, job: dict[str, Any], trials: Sequence[str]) -> None:
         """The Job that was submitted last, and the trial of each of its indexes."""
-        replace(self.folder / "job.json", json.dumps({"job": job, "trials": list(trials)}, indent=1))
+        runs.write_whole(self.folder / "job.json", json.dumps({"job": job, "trials": list(trials)}, indent=1))
 
     def job(self) -> tuple[dict[str, Any], list[str]] | None:
         """That Job and its trials; null if none was."""
@@ -246,10 +247,3 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
-def replace(path: Path, text: str) -> None:
-    """The file with that text, whole or as it was."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -11,7 +11,8 @@ from typing import Literal
 from flexrl import ledger as workspace_ledger
 from flexrl.config import UserError
 from flexrl.sweep_ledger import OVER, Ledger
-from flexrl.sweeps import SweepSettings, Trial
+from flexrl.sweep_settings import SweepSettings
+from flexrl.sweeps import Trial
 
 Kind = Literal["new", "done", "changed", "failed", "unfinished"]
 SIGNS: Mapping[Kind, str] = {"new": "+", "done": "=", "changed": "~", "failed": "!", "unfinished": ">"}

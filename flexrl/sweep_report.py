@@ -16,7 +16,7 @@ from flexrl.config import UserError
 from flexrl.early_stopping import given_up
 from flexrl.statistics import interquartile_mean, iqm_interval
 from flexrl.sweep_ledger import Entry, Ledger
-from flexrl.sweeps import SweepSettings
+from flexrl.sweep_settings import SweepSettings
 
 MAX_PANELS = 12  # axes of a picture
 

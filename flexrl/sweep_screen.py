@@ -16,7 +16,7 @@ from rich.text import Text
 from flexrl.local_runner import Process
 from flexrl.sweep_ledger import OVER, Entry, Ledger, State, Status
 from flexrl.sweep_plan import SIGNS, Plan
-from flexrl.sweeps import SweepSettings
+from flexrl.sweep_settings import SweepSettings
 from flexrl.words import duration, rounded, short
 
 SHOWN = 40  # rows of a plan that are printed one by one

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from toy_cluster import ToyCluster
 
 from flexrl import job_manifests, runs
-from flexrl.cluster import Follower, indexes
 from flexrl.config import UserError
+from flexrl.follower import Follower, indexes
 from flexrl.sweep_ledger import Ledger
-from flexrl.sweeps import SweepSettings, Trial
+from flexrl.sweep_settings import SweepSettings
+from flexrl.sweeps import Trial
 
 ROOT = Path(__file__).parent.parent
 IMAGE = "registry.example/flex-rl@sha256:" + "cd" * 32

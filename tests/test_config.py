@@ -10,7 +10,8 @@ from flexrl import config
 from flexrl.collection import CollectSettings
 from flexrl.config import UserError
 from flexrl.offline_training import TrainDTSettings
-from flexrl.sweeps import SweepSettings, expand, load_sweep
+from flexrl.sweep_settings import SweepSettings, load_sweep
+from flexrl.sweeps import expand
 from flexrl.training import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))

@@ -399,9 +399,19 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("collector", "collection", "dataset_exports", "dataset_report", "offline_training", "training"), 4),
         **dict.fromkeys(("policies", "tour", "warm_start", "evaluation", "lineage", "ledger", "plots"), 4),
         **dict.fromkeys(
-            ("early_stopping", "search", "sweeps", "sweep_ledger", "sweep_plan", "sweep_report", "sweep_screen"), 5
+            (
+                "early_stopping",
+                "search",
+                "sweep_settings",
+                "sweeps",
+                "sweep_ledger",
+                "sweep_plan",
+                "sweep_report",
+                "sweep_screen",
+            ),
+            5,
         ),
-        **dict.fromkeys(("job_manifests", "job_rules", "local_runner", "cluster"), 5),
+        **dict.fromkeys(("job_manifests", "job_rules", "local_runner", "cluster", "follower"), 5),
     }
     files = {path.stem: path for path in (ROOT / "flexrl").glob("*.py") if path.stem != "__init__"}
     assert set(files) == set(floors)

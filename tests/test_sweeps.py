@@ -24,7 +24,8 @@ from flexrl.local_runner import Runner
 from flexrl.search import Search
 from flexrl.statistics import interquartile_mean
 from flexrl.sweep_ledger import Ledger, Status
-from flexrl.sweeps import Distribution, SearchSettings, Trial, code_digest, expand, identity, load_sweep, rehearsals
+from flexrl.sweep_settings import Distribution, SearchSettings, load_sweep
+from flexrl.sweeps import Trial, code_digest, expand, identity, rehearsals
 
 ROOT = Path(__file__).parent.parent
 IMAGE = "registry.example/flex-rl@sha256:" + "ab" * 32

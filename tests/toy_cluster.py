@@ -14,7 +14,8 @@ import kubernetes_validate
 from kubernetes import client
 
 from flexrl import job_rules
-from flexrl.cluster import INDEX_LABEL, JOB_LABEL, Cluster
+from flexrl.cluster import Cluster
+from flexrl.follower import INDEX_LABEL, JOB_LABEL
 
 PLURALS = {"jobs": "Job", "configmaps": "ConfigMap", "pods": "Pod", "resourcequotas": "ResourceQuota"}
 

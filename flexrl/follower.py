@@ -1,0 +1,215 @@
+"""Follows a sweep's Job until it is over: every attempt, why it ended, its log, in the ledger."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+from kubernetes import watch
+from kubernetes.client.exceptions import ApiException
+
+from flexrl import exit_codes
+from flexrl.cluster import NO_ANSWER, Cluster, over, why_of
+from flexrl.job_manifests import Manifest, action_of
+from flexrl.provenance import now
+from flexrl.runs import Failed
+from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
+
+JOB_LABEL, INDEX_LABEL = "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index"
+WATCH_SECONDS = 20.0
+LOG_LINES = 100_000  # of an attempt's log that are kept at most, the last ones
+LOG_PATIENCE = 10.0  # s: a machine that is taken away answers with 500 for good
+
+
+@dataclass
+class Follower:
+    """Keeps the ledger true to what the cluster does, until the Job is over."""
+
+    cluster: Cluster
+    job: Manifest
+    trials: Sequence[str]  # id of each index
+    ledger: Ledger
+    # called after each look
+    show: Callable[[], None] = lambda: None
+    _statuses: dict[str, Status] = field(default_factory=dict)
+    _is_interrupted: bool = False
+
+    def run(self) -> str:
+        """Until the Job is over: 'Complete' or 'Failed'; Failed (the exception) if it is gone before.
+
+        KeyboardInterrupt at Ctrl-C, even if the exception is lost where it was raised, in a destructor say.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return self._follow()
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            return self._follow()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self._is_interrupted = True
+        raise KeyboardInterrupt
+
+    def _follow(self) -> str:
+        self._statuses = {key: self.ledger.status(key) for key in self.trials}
+        name = self.job["metadata"]["name"]
+        while True:
+            if self._is_interrupted:
+                raise KeyboardInterrupt
+            try:
+                job = self.cluster.tree(self.cluster.call(self.cluster.batch.read_namespaced_job, name, self.cluster.namespace))
+            except ApiException as error:
+                if error.status == 404:
+                    raise Failed(f"Job {name}: is gone; somebody deleted it; submit the sweep again") from None
+                raise
+            pods = self._list_pods(name)
+            for pod in sorted(pods["items"], key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
+                self._note_pod(pod)
+                self._peek(pod)
+            self._note_vanished({pod["metadata"]["name"] for pod in pods["items"]})
+            self._note_job(job)
+            self.show()
+            how = over(job)
+            if how is not None:
+                return how
+            for pod in self._watch_pods(name, pods["metadata"].get("resourceVersion")):
+                self._note_pod(pod)
+                self.show()
+
+    def _list_pods(self, name: str) -> dict[str, Any]:
+        selector = f"{JOB_LABEL}={name}"
+        return self.cluster.tree(
+            self.cluster.call(self.cluster.core.list_namespaced_pod, self.cluster.namespace, label_selector=selector)
+        )
+
+    def _watch_pods(self, name: str, version: str | None) -> Iterator[dict[str, Any]]:
+        """Pods as they change, for a while; a watch that breaks ends early, and the next look lists them all again."""
+        seconds = min(WATCH_SECONDS, self.cluster.patience)
+        try:
+            for event in watch.Watch().stream(
+                self.cluster.core.list_namespaced_pod,
+                self.cluster.namespace,
+                label_selector=f"{JOB_LABEL}={name}",
+                resource_version=version,
+                timeout_seconds=max(int(seconds), 1),
+                _request_timeout=(5.0, seconds + 5.0),
+                deserialize=False,
+            ):
+                if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
+                    yield event["object"]
+                    if event["type"] != "ADDED" and _exit(event["object"]) is not None:
+                        return  # the Job's own status has changed with it
+        except (ApiException, *NO_ANSWER, json.JSONDecodeError, KeyError):
+            self.cluster.sleep(0.2)
+
+    def _note_pod(self, pod: Mapping[str, Any]) -> None:
+        """An attempt as the pod tells it; its log is kept as soon as it has ended."""
+        labels = pod["metadata"].get("labels", {})
+        index = labels.get(INDEX_LABEL)
+        if labels.get(JOB_LABEL) != self.job["metadata"]["name"] or index is None:
+            return
+        key, name = self.trials[int(index)], pod["metadata"]["name"]
+        status = self._statuses[key]
+        attempt = next((a for a in status.attempts if a.pod == name), None)
+        if attempt is None:
+            attempt = Attempt(start=pod["metadata"].get("creationTimestamp") or now(), pod=name, is_logged=False)
+            status.attempts.append(attempt)
+            status.state = "running" if status.state not in OVER else status.state
+            self.ledger.set_status(key, status)
+        code = _exit(pod)
+        if code is None or attempt.end is not None:
+            return
+        attempt.end, attempt.exit_code = now(), code
+        disrupted = any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+        attempt.how = "preempted" if disrupted and code != exit_codes.DONE else exit_codes.meaning_of(code).words
+        attempt.counted = code != exit_codes.DONE and action_of(self.job["spec"], code, disrupted) == "Count"
+        self._keep_log(key, attempt, pod)
+        self.ledger.set_status(key, status)
+
+    def _keep_log(self, key: str, attempt: Attempt, pod: Mapping[str, Any]) -> None:
+        """What the pod printed, or, where it is gone, the end of it, which its status holds."""
+        path = self.ledger.log_of(key, self._statuses[key].attempts.index(attempt))
+        try:
+            log = self._read_log(str(attempt.pod))
+        except (ApiException, Failed) as error:
+            last = "\n".join(state.get("message") or state.get("reason") or "" for state in _terminated(pod))
+            earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
+            why = why_of(error) if isinstance(error, ApiException) else str(error).partition(";")[0]
+            log = f"{earlier}(its log cannot be read: {why}; the end of what it printed:)\n{last}\n"
+        path.write_text(log, encoding="utf-8")
+        attempt.is_logged = True
+
+    def _peek(self, pod: Mapping[str, Any]) -> None:
+        """What a pod has printed so far: if its machine is taken away, this is all that is left."""
+        if pod.get("status", {}).get("phase") != "Running":
+            return
+        name, index = pod["metadata"]["name"], pod["metadata"]["labels"][INDEX_LABEL]
+        key = self.trials[int(index)]
+        number = next(i for i, attempt in enumerate(self._statuses[key].attempts) if attempt.pod == name)
+        try:
+            log = self._read_log(name)
+        except (ApiException, Failed):
+            return  # its container is only starting, or it has just ended: the next look tells
+        self.ledger.log_of(key, number).write_text(log, encoding="utf-8")
+
+    def _read_log(self, name: str) -> str:
+        core = self.cluster.core
+        impatient = replace(self.cluster, patience=min(self.cluster.patience, LOG_PATIENCE))
+        return impatient.call(core.read_namespaced_pod_log, name, self.cluster.namespace, tail_lines=LOG_LINES) or ""
+
+    def _note_vanished(self, present: set[str]) -> None:
+        """Attempts whose pods were gone before they were seen to end."""
+        for key, status in self._statuses.items():
+            for number, attempt in enumerate(status.attempts):
+                if attempt.pod is not None and attempt.end is None and attempt.pod not in present:
+                    attempt.end, attempt.how, attempt.is_logged = now(), "its pod vanished", True
+                    with self.ledger.log_of(key, number).open("a", encoding="utf-8") as log:
+                        log.write("(the pod vanished; what it printed after this is lost)\n")
+                    self.ledger.set_status(key, status)
+
+    def _note_job(self, job: Mapping[str, Any]) -> None:
+        """Which trials are over, as the Job's controller counts them."""
+        told = job.get("status", {})
+        for key, index in zip(self.trials, range(len(self.trials)), strict=True):
+            status = self._statuses[key]
+            before = status.state
+            codes = [attempt.exit_code for attempt in status.attempts]
+            if index in indexes(told.get("completedIndexes")):
+                status.state = "done"
+            elif index in indexes(told.get("failedIndexes")):
+                status.state = "refused" if codes and codes[-1] == exit_codes.USER_ERROR else "failed"
+            elif any(attempt.end is None for attempt in status.attempts):
+                status.state = "running"
+            else:
+                status.state = "waiting"
+            if status.state != before:
+                self.ledger.set_status(key, status)
+
+
+def indexes(text: str | None) -> set[int]:
+    """The numbers of '1,3-5'."""
+    found: set[int] = set()
+    for part in (text or "").split(","):
+        if part:
+            first, _, last = part.partition("-")
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def _terminated(pod: Mapping[str, Any]) -> list[dict[str, Any]]:
+    statuses = pod.get("status", {}).get("containerStatuses") or []
+    return [status["state"]["terminated"] for status in statuses if "terminated" in status.get("state", {})]
+
+
+def _exit(pod: Mapping[str, Any]) -> int | None:
+    """The exit code of a pod that has ended; null while it goes on. A pod without one was killed."""
+    if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
+        return None
+    codes = [int(state["exitCode"]) for state in _terminated(pod)]
+    return codes[0] if codes else exit_codes.KILLED
