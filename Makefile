@@ -9,7 +9,7 @@ TARGET ?= local
 GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
 .DEFAULT_GOAL := help
-.PHONY: help train play collect test check format tensorboard bench sweep need-docker need-cluster build-dev shell \
+.PHONY: help train play collect test check format tensorboard bench sweep status logs fetch need-name need-docker need-cluster build-dev shell \
         build-runtime cluster-up load-image cluster-down need-cloud cloud-plan cloud-up cloud-down kubeconfig clean
 
 help:  ## print this
@@ -41,8 +41,15 @@ format: $(VENV)/.installed  ## format the code
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-tensorboard: $(VENV)/.installed  ## show workspace/ in TensorBoard on this machine (http://localhost:6006)
+tensorboard: $(VENV)/.installed  ## show workspace/ in TensorBoard, http://localhost:6006 (TARGET=kind IMAGE=...: the cluster's)
+ifeq ($(TARGET),local)
 	$(RUN) -m tensorboard.main --logdir workspace --host 127.0.0.1
+else
+	kubectl apply -f k8s/tensorboard.yaml
+	kubectl -n flex-rl set image deployment/tensorboard tensorboard=$(IMAGE)
+	kubectl -n flex-rl rollout status deployment/tensorboard --timeout=300s
+	kubectl -n flex-rl port-forward service/tensorboard 6006:6006 --address 127.0.0.1
+endif
 
 bench: $(VENV)/.installed  ## the figures of docs/RESULTS.md that take minutes, not hours
 	$(RUN) bench/physics.py
@@ -50,6 +57,19 @@ bench: $(VENV)/.installed  ## the figures of docs/RESULTS.md that take minutes, 
 
 sweep: $(VENV)/.installed  ## run a sweep (SWEEP=examples/half_cheetah_sweep.yaml TARGET=local ARGS=--plan)
 	$(RUN) submit_sweep.py --sweep $(SWEEP) --target $(TARGET) $(ARGS)
+
+need-name:
+	@test -n "$(NAME)" || { echo "which sweep? make $(MAKECMDGOALS) NAME=half-cheetah-sweep" >&2; exit 2; }
+
+status: need-name $(VENV)/.installed  ## how a sweep stands (NAME=half-cheetah-sweep)
+	$(RUN) submit_sweep.py status $(NAME)
+
+logs: need-name $(VENV)/.installed  ## what a trial printed (NAME=half-cheetah-sweep TRIAL=the beginning of its id)
+	@test -n "$(TRIAL)" || { echo "which trial? make status NAME=$(NAME) shows their ids; make logs NAME=$(NAME) TRIAL=..." >&2; exit 2; }
+	$(RUN) submit_sweep.py logs $(NAME) $(TRIAL)
+
+fetch: need-name $(VENV)/.installed  ## bring what a sweep on GKE came to into workspace/ (NAME=half-cheetah-sweep)
+	$(RUN) submit_sweep.py fetch $(NAME)
 
 need-docker:
 	@command -v docker >/dev/null || { echo "docker is not installed: https://docs.docker.com/engine/install/" >&2; exit 2; }

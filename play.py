@@ -3,41 +3,33 @@
 python play.py --model workspace/humanoid/best
 python play.py --model workspace/humanoid/best --video walk.mp4
 python play.py --model random --config examples/humanoid_walk_forward.yaml --episodes 3
+
+As a run that is kept, with settings in YAML as every other (see --name evaluation_1 --help):
+
+python play.py --name evaluation_1 --config examples/play_skills.yaml --set physics=fast
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flexrl import command_line, config, render, viewer
+from flexrl import command_line, config, playing, render, snapshots, viewer
 from flexrl.config import UserError
 from flexrl.evaluation import Episode, Trail, check_trail, run_episodes, summarise
-from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.motor_world import MotorWorld
-from flexrl.policies import (
-    PlayedSettings,
-    Policy,
-    RandomPolicy,
-    Snapshot,
-    ZeroPolicy,
-    export_sb3,
-    load_policy,
-    open_snapshot,
-)
+from flexrl.playing import PlaySettings
+from flexrl.policies import WITHOUT_SNAPSHOT, PlayedSettings, Policy, Snapshot, export_sb3
 from flexrl.tasks import TASKS
 from flexrl.tour import go_through_skills
-from flexrl.worlds import evaluation_settings, make_world, only_skill
 
+AS_A_RUN = ("--name", "--check", "--resume", "--set")  # options of an evaluation that is kept
 MAX_EPISODES = 10_000
 MAX_COLUMNS = 20  # episodes
 
@@ -86,94 +78,71 @@ def read_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = read_arguments()
-    snapshot = None if arguments.model in ("random", "zero") else open_snapshot(Path(arguments.model))
-    if arguments.export_sb3 is not None:
-        export(snapshot, arguments.export_sb3)
+    if any(argument.partition("=")[0] in AS_A_RUN for argument in sys.argv[1:]):
+        evaluate()
         return
-    settings = snapshot.settings if snapshot else config.load(PlayedSettings, arguments.config)
-    if snapshot and arguments.config:
-        raise UserError("--config: a snapshot brings its own world; leave --config away")
-    if arguments.task and not isinstance(settings.world, MotorSettings):
-        raise UserError(f"--task {arguments.task}: {settings.world.id} has a reward of its own; leave --task away")
-    if arguments.task not in (None, getattr(settings.world, "task", None)) and snapshot and settings.world.goal:
-        raise UserError("--task: a policy that sees its goal is played at its own tasks; leave --task away")
-    world_settings = evaluation_settings(settings.world, arguments.episodes, arguments.physics, arguments.task)
-    if snapshot and snapshot.about["kind"] == "offline":
-        check_seen(world_settings, arguments.skill, arguments.model)
-    try:
-        world = make_world(choose_skill(check_task(world_settings), arguments.skill), arguments.seed)
-    except ValueError as error:
-        raise UserError(f"{arguments.model}: {error}") from None
-    with contextlib.closing(world):
-        policy = make_policy(snapshot, arguments, world)
+    arguments = read_arguments()
+    if arguments.export_sb3 is not None:
+        export(playing.open_model(arguments.model), arguments.export_sb3)
+        return
+    with playing.opened(settings_of(arguments)) as (policy, world):
         if arguments.viewer:
             watch(policy, world, arguments)
             return
-        trail = None
+        trail, skills = None, playing.skills_played(world)
         if arguments.video:
             check_trail(arguments.video)
-            trail = None if has_several(world) else Trail(world)
+            trail = None if len(skills) > 1 else Trail(world)
         episodes = run_episodes(policy, world, arguments.seed, trail)
         if arguments.json:
-            print(json.dumps({"episodes": [episode.to_json() for episode in episodes], "summary": summarise(episodes)}))
+            print(playing.files_of(episodes)["episodes.json"].decode())
         else:
             print_table(episodes)
-            say_what_is_missing(world, episodes)
+            say_what_is_missing(skills, episodes)
         if arguments.video:
             record(trail, policy, world, episodes[0], arguments)
 
 
-def say_what_is_missing(world: Any, episodes: list[Episode]) -> None:
+def settings_of(arguments: argparse.Namespace) -> PlaySettings:
+    """What the command line asks for, as an evaluation's settings."""
+    world = None if arguments.config is None else config.load(PlayedSettings, arguments.config).world
+    prompt = None if arguments.prompt is None else [part.strip() for part in arguments.prompt.split(",")]
+    return PlaySettings(
+        model=arguments.model,
+        world=world,
+        num_episodes=arguments.episodes,
+        seed=arguments.seed,
+        physics=arguments.physics,
+        task=arguments.task,
+        skill=arguments.skill,
+        target_return=read_target(arguments.target_return),
+        prompt=prompt,
+        stochastic=arguments.stochastic,
+    )
+
+
+def evaluate() -> None:
+    """An evaluation as a run: its settings from YAML, its episodes and their means in the workspace."""
+    settings, run = command_line.begin(PlaySettings, __doc__, playing.rehearse)
+    if not snapshots.exists(run.latest) and settings.model not in WITHOUT_SNAPSHOT:
+        run.add_parent(settings.model, Path(settings.model))
+    with run:
+        if snapshots.exists(run.latest):
+            run.resumed_from(settings.num_episodes)
+            print(f"{run.folder} is finished", file=sys.stderr)
+        else:
+            episodes, metrics = playing.judge(settings)
+            run.log(settings.num_episodes, metrics)
+            run.remember(settings.num_episodes, lambda: playing.files_of(episodes))
+            print_table(episodes)
+
+
+def say_what_is_missing(skills: list[str], episodes: list[Episode]) -> None:
     """Names, on stderr, the skills that too few episodes left out."""
-    if has_several(world):
-        batch = world.batch
-        weights = batch.asked.sampler.weights
-        shown = {episode.skill for episode in episodes}
-        missing = [skill for skill, weight in zip(batch.skills, weights, strict=True) if weight > 0 and skill not in shown]
-        if missing:
-            print(f"not played: {', '.join(missing)}; --episodes {np.count_nonzero(weights)} plays each once", file=sys.stderr)
-
-
-def check_task(settings: Any) -> Any:
-    """The settings, if their body has their task; UserError otherwise."""
-    if isinstance(settings, MotorSettings):
-        try:
-            resolve_tasks(settings)
-        except ValueError as error:
-            raise UserError(f"--task: {error}") from None
-    return settings
-
-
-def check_seen(settings: Any, skill: str | None, model: str) -> None:
-    """UserError if the data that a policy learned from never showed that skill."""
-    if isinstance(settings, MotorSettings) and settings.skills.get(skill, 1.0) == 0:  # type: ignore[call-overload]
-        shown = ", ".join(name for name, weight in settings.skills.items() if weight > 0)
-        raise UserError(f"--goal {skill}: the data of {model} never showed it; it showed {shown}")
-
-
-def choose_skill(settings: Any, skill: str | None) -> Any:
-    """The settings with episodes of that skill only; UserError if there is none of that name."""
-    if skill is None:
-        return settings
-    if not isinstance(settings, MotorSettings):
-        raise UserError(f"--skill {skill}: only motor worlds have skills; leave --skill away")
-    try:
-        return only_skill(settings, skill)
-    except ValueError as error:
-        raise UserError(f"--skill: {error}") from None
-
-
-def make_policy(snapshot: Snapshot | None, arguments: argparse.Namespace, world: Any) -> Policy:
-    """The snapshot's policy, or random or zero actions."""
-    if snapshot is not None:
-        prompt = None if arguments.prompt is None else [part.strip() for part in arguments.prompt.split(",")]
-        return load_policy(snapshot, not arguments.stochastic, read_target(arguments.target_return), prompt)
-    if arguments.prompt is not None or arguments.target_return != "auto":
-        raise UserError(f"--prompt, --target-return: {arguments.model} sees no goal; leave them away")
-    if arguments.model == "random":
-        return RandomPolicy(world.action_space, arguments.seed)
-    return ZeroPolicy(world.action_space)
+    shown = {episode.skill for episode in episodes}
+    missing = [skill for skill in skills if skill not in shown]
+    if len(skills) > 1 and missing:
+        print(f"not played: {', '.join(missing)}; --episodes {len(skills)} plays each once", file=sys.stderr)
 
 
 def read_target(text: str) -> float | None:
@@ -193,11 +162,6 @@ def export(snapshot: Snapshot | None, path: Path) -> None:
         raise UserError("--export-sb3: only a snapshot can be exported; name one with --model")
     for file in export_sb3(snapshot, path):
         print(f"wrote {file}")
-
-
-def has_several(world: Any) -> bool:
-    """Whether it is a mixed world in which more than one skill is played."""
-    return isinstance(world, MotorWorld) and bool(np.count_nonzero(world.batch.asked.sampler.weights) > 1)
 
 
 def record(trail: Trail | None, policy: Policy, world: Any, episode: Episode, arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@
     python submit_sweep.py status half-cheetah-sweep
     python submit_sweep.py logs half-cheetah-sweep TRIAL
     python submit_sweep.py report half-cheetah-sweep
+    python submit_sweep.py fetch half-cheetah-sweep
     python submit_sweep.py cancel half-cheetah-sweep
 
 It lies in workspace/sweeps/<name>/. Submitted again, finished trials are skipped, cut ones go on, failed ones are run again.
@@ -24,17 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from flexrl import command_line, exit_codes, trial
 from flexrl.config import UserError
+from flexrl.runs import Failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flexrl.job_manifests import Manifest
-    from flexrl.local_runner import Chaos, Runner
+    from flexrl.local_runner import Chaos
     from flexrl.sweep_ledger import Ledger
     from flexrl.sweep_settings import SweepSettings
-    from flexrl.sweeps import Trial
 
-ASK_ABOUT = ("status", "logs", "report", "cancel")
+ASK_ABOUT = ("status", "logs", "report", "fetch", "cancel")
 
 
 def main() -> None:
@@ -60,156 +58,21 @@ def read_submission() -> argparse.Namespace:
 
 
 def submit(arguments: argparse.Namespace) -> None:
-    # imported here because a trial, which only becomes its verb, must not wait for torch
-    from flexrl import sweeps
-    from flexrl.search import Search
-    from flexrl.sweep_ledger import Ledger
-    from flexrl.sweep_settings import load_sweep
+    """Plans and runs what the command line names; exit code 1 if a trial failed."""
+    from flexrl import submission  # here, as a trial, which only becomes its verb, must not wait for torch
 
-    sweep = load_sweep(arguments.sweep)
-    if arguments.target == "local" and arguments.image:
-        raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
-    if arguments.target != "local" and not arguments.image:
-        raise UserError(f"--image: {arguments.target} needs one with a digest, as docker push or make load-image prints it")
-    for key in ("stop", "search"):
-        if getattr(sweep, key) is not None and arguments.target != "local":
-            raise UserError(
-                f"{arguments.sweep}: {key}: needs metrics while it runs, which --target local alone has; leave it away"
-            )
-    ledger = Ledger(arguments.workspace / "sweeps" / sweep.name)
-    if arguments.target != "local" and not (arguments.plan or arguments.render):
-        catch_up(ledger)
-    if sweep.search is None:
-        all_done = run_round(sweep, ledger, arguments)
-    else:
-        only_told = arguments.plan or arguments.render
-        sweeps.expand(sweep.model_copy(update={"include": sweeps.drawn(sweep.search, 1)}), arguments.sweep)  # they are settings
-        search = Search(sweep.search, ledger.folder if ledger.exists or not only_told else None, sweep.maximize)
-        is_first = True
-        while True:
-            points = search.points()
-            all_done = run_round(sweep.model_copy(update={"include": points}), ledger, arguments, is_first)
-            is_first = False
-            if only_told:
-                return
-            search.tell(scores_of(sweep, ledger, points))
-            if search.is_over:
-                break
-    if not all_done:
+    asked = submission.Submission(
+        path=arguments.sweep,
+        workspace=arguments.workspace,
+        target=arguments.target,
+        image=arguments.image,
+        only_plan=arguments.plan,
+        render_to=arguments.render,
+        many=arguments.yes,
+        chaos=read_chaos(arguments.chaos),
+    )
+    if not submission.submit(asked):
         sys.exit(exit_codes.FAILED)
-
-
-def scores_of(sweep: SweepSettings, ledger: Ledger, points: list[dict[str, Any]]) -> dict[int, float]:
-    """What the points of a search came to over their seeds, by their number."""
-    from flexrl.sweep_report import points_of
-
-    found = points_of(sweep, ledger, is_told=False)
-    return {number: p.score for number, point in enumerate(points) for p in found if p.values == point}
-
-
-def run_round(sweep: SweepSettings, ledger: Ledger, arguments: argparse.Namespace, with_failed: bool = True) -> bool:
-    """Plans the sweep and runs what is to be run, as the command line has it; whether all its trials are done.
-
-    Trials that failed are run again, unless a search has seen them fail just now (not `with_failed`).
-    """
-    from flexrl import job_manifests, job_rules, provenance, sweep_screen, sweeps
-    from flexrl.local_runner import Runner
-    from flexrl.sweep_plan import make_plan
-
-    trials = sweeps.expand(sweep, arguments.sweep, image=arguments.image, many=arguments.yes)
-    sweeps.rehearse(sweep, trials, arguments.sweep)
-    plan = make_plan(sweep, trials, ledger, arguments.workspace)
-    chosen = [row.trial for row in plan.to_run if with_failed or row.kind != "failed"]
-    commit = provenance.code_version(sweeps.ROOT)["git_commit"]
-    tried = sum(len(ledger.status(t.id).attempts) for t in chosen)
-    manifests = job_manifests.render(sweep, chosen or trials, arguments.target, arguments.image, commit, tried)
-    wrong = job_rules.problems(manifests[0])
-    if wrong:
-        raise UserError(f"{arguments.sweep}: the Job would be refused: {wrong[0]}")
-    if arguments.render:
-        try:
-            arguments.render.write_text(job_manifests.to_yaml(manifests), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--render {arguments.render}: {error.strerror}") from None
-        print(f"wrote {arguments.render}")
-        return True
-    planned = {row.trial.id: row.planned_steps for row in plan.rows}
-    if arguments.target == "local":
-        runner = Runner(*manifests, [t.id for t in chosen or trials], planned, ledger, read_chaos(arguments.chaos))
-    sweep_screen.print_plan(sweep, plan, runner.slots if arguments.target == "local" else sweep.parallelism)
-    if arguments.plan:
-        return True
-    if not chosen:
-        with ledger.locked():
-            ledger.submit(sweep, trials, arguments.image)  # the metric may be another, points may be fewer
-    elif arguments.target == "local":
-        run_here(runner, ledger, sweep, trials)
-    else:
-        run_there(manifests, [t.id for t in chosen], ledger, lambda: ledger.submit(sweep, trials, arguments.image))
-    if chosen:
-        sweep_screen.print_status(ledger)
-    return all(ledger.status(t.id).state in ("done", "given up") for t in trials)
-
-
-def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial]) -> None:
-    """In processes of this machine, until all trials are over or Ctrl-C stops them."""
-    from flexrl import provenance, sweep_screen, sweeps
-    from flexrl.sweep_report import trials_to_give_up
-
-    code = sweeps.code_digest(sweep.verb)
-
-    def obstacle() -> str | None:
-        """Trials are known by the code and the inputs that they began with."""
-        if sweeps.code_digest(sweep.verb) != code:
-            return "the code has changed since the sweep began"
-        paths = {path: digest for t in trials for path, digest in t.inputs.items()}
-        changed = [path for path, digest in paths.items() if sweeps.input_digest(path) != digest]
-        return f"{changed[0]} has changed since the sweep began" if changed else None
-
-    with ledger.locked():
-        ledger.submit(sweep, trials, None)
-        for key in runner.trials:
-            ledger.forgive(key)
-        with sweep_screen.Screen(ledger, runner.trials) as screen:
-            runner.show, runner.judge, runner.obstacle = screen.show, lambda: trials_to_give_up(sweep, ledger), obstacle
-            finished = runner.run()
-    if not finished or runner.why_ended is not None:
-        sweep_screen.print_status(ledger)
-        why = runner.why_ended or "stopped"
-        print(f"{why}; the same command goes on: {provenance.python()} {' '.join(sys.argv)}", file=sys.stderr)
-        sys.exit(exit_codes.INTERRUPTED if not finished else exit_codes.FAILED)
-
-
-def catch_up(ledger: Ledger) -> None:
-    """Follows the Job that was submitted before, if the cluster still has it: to its end, which may have been long ago."""
-    from flexrl.cluster import Cluster, connect
-    from flexrl.follower import Follower
-
-    noted = ledger.job()
-    if noted is None:
-        return
-    job, trials = noted
-    cluster = Cluster(connect())
-    if cluster.has(job):
-        with ledger.locked():
-            print(f"Job {job['metadata']['name']}: was submitted before; following it", file=sys.stderr)
-            Follower(cluster, job, trials, ledger).run()
-
-
-def run_there(manifests: tuple[Manifest, Manifest], chosen: list[str], ledger: Ledger, note: Callable[[], None]) -> None:
-    """As a Job of the kubeconfig's cluster, followed until it is over; Ctrl-C leaves it running."""
-    from flexrl.cluster import Cluster, connect
-    from flexrl.follower import Follower
-
-    cluster = Cluster(connect())
-    cluster.check(manifests[0])
-    with ledger.locked():
-        note()
-        ledger.note_job(manifests[0], chosen)  # before it is there, so that it is found again whatever happens
-        is_new = cluster.submit(*manifests)
-        name = manifests[0]["metadata"]["name"]
-        print(f"Job {name}: {'created' if is_new else 'is there already'}; Ctrl-C leaves it running", file=sys.stderr)
-        Follower(cluster, manifests[0], chosen, ledger).run()
 
 
 def read_chaos(text: str | None) -> Chaos | None:
@@ -253,6 +116,8 @@ def ask() -> None:
         print_log(ledger, arguments.trial, arguments.attempt)
     elif arguments.verb == "cancel":
         cancel(sweep.name, ledger)
+    elif arguments.verb == "fetch":
+        fetch(sweep.name, ledger)
     else:
         report(sweep, ledger, arguments.json)
 
@@ -270,6 +135,17 @@ def cancel(name: str, ledger: Ledger) -> None:
 
     names = Cluster(connect()).cancel(name)
     print(f"{name}: {', '.join(names) or 'nothing of it runs there'}{' deleted' if names else ''}")
+
+
+def fetch(name: str, ledger: Ledger) -> None:
+    """Brings what finished on the cluster into this workspace, where `report` and play.py look for it."""
+    from flexrl import fetching
+    from flexrl.cluster import Cluster, connect
+
+    fetched, missing = fetching.fetch(name, ledger, Cluster(connect()))
+    print(f"{name}: {len(fetched)} trials fetched into {ledger.trials}")
+    if missing:
+        raise Failed(f"{name}: not whole on the cluster: {', '.join(missing)}; submit it again, and they are run again")
 
 
 def print_log(ledger: Ledger, start: str, attempt: int | None) -> None:

@@ -19,15 +19,12 @@ from flexrl.dataset import BlockInfo, DatasetInfo, PhraseInfo, PolicyInfo
 from flexrl.goals import GOALS
 from flexrl.motor_settings import MotorSettings, SkillName, Weight, resolve_tasks
 from flexrl.motor_world import MotorWorld
-from flexrl.policies import Policy, RandomPolicy, Snapshot, ZeroPolicy, load_policy, open_snapshot
+from flexrl.policies import WITHOUT_SNAPSHOT, Policy, RandomPolicy, Snapshot, ZeroPolicy, load_policy, open_snapshot
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import Range
 from flexrl.worlds import GymnasiumSettings, WorldSettings, make_world
 
 World = MotorSettings | GymnasiumSettings
-
-
-WITHOUT_SNAPSHOT = ("random", "zero")
 
 
 class TeacherSettings(Settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,3 +141,12 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
         interval = share_interval(int(sum(values)), len(values)) if is_share else bootstrap_interval(values)
         summary[name] = {"mean": float(np.mean(values)), "interval": [float(end) for end in interval]}
     return summary
+
+
+def metrics_of(summary: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The means of a summary that a run keeps, as metrics <prefix>/..."""
+    metrics = {f"{prefix}/terminated": summary["num_terminated"] / summary["num_episodes"]}
+    for name in summary:
+        if name in ("return", "length", "mean_speed") or name.startswith("success"):
+            metrics[f"{prefix}/{name}"] = summary[name]["mean"]
+    return metrics

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from flexrl import snapshots
 from flexrl.config import Settings, UserError
 from flexrl.dataset import Dataset, open_dataset
-from flexrl.evaluation import run_episodes, summarise
+from flexrl.evaluation import metrics_of, run_episodes, summarise
 from flexrl.learner_settings import Schedule
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.offline import (
@@ -246,11 +246,7 @@ def evaluate(settings: TrainDTSettings, learner: OfflineLearner, held_out: Windo
     world = make_world(world_settings, settings.evaluation.seed)
     with contextlib.closing(world):
         summary = summarise(run_episodes(policy_of(settings, learner), world, settings.evaluation.seed))
-    metrics["eval/terminated"] = summary["num_terminated"] / summary["num_episodes"]
-    for name in summary:
-        if name in ("return", "length", "mean_speed") or name.startswith("success"):
-            metrics[f"eval/{name}"] = summary[name]["mean"]
-    return metrics
+    return metrics | metrics_of(summary, "eval")
 
 
 def draw_held_out(settings: TrainDTSettings, held_out: WindowSampler) -> Iterator[Windows]:

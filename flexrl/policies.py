@@ -37,6 +37,7 @@ from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.worlds import GymnasiumSettings, WorldSettings, describe_space, make_world, normalise, read_space
 
 Bools = NDArray[np.bool_]
+WITHOUT_SNAPSHOT = ("random", "zero")  # models that are no folder
 
 
 class Policy(Protocol):

@@ -20,7 +20,7 @@ from flexrl.sweeps import Trial
 State = Literal["waiting", "running", "done", "failed", "refused", "given up"]
 OVER = ("done", "failed", "refused", "given up")  # what nobody goes on with by itself
 TAIL = 1 << 16  # bytes at the end of a file of metrics that hold its last line
-RESULT = ("policy.safetensors", "normaliser.safetensors")
+RESULT = ("policy.safetensors", "normaliser.safetensors", "episodes.json")
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Entry:
     seed: int
     point: dict[str, Any]
     verb: str
-    planned_steps: int | None
+    planned_steps: int
     inputs: dict[str, str]
     image: str | None
     is_current: bool  # of the sweep as it was last submitted
@@ -120,7 +120,7 @@ class Ledger:
                     seed=trial.seed,
                     point=dict(trial.point),
                     verb=sweep.verb,
-                    planned_steps=getattr(trial.settings, "num_steps", getattr(trial.settings, "num_updates", None)),
+                    planned_steps=trial.num_steps,
                     inputs=dict(trial.inputs),
                     image=image,
                     is_current=True,
@@ -238,7 +238,7 @@ class Ledger:
             return []  # not begun, or damaged, which the run itself says
 
     def result_of(self, trial: str) -> str | None:
-        """The hash of what a finished trial came to: the weights of a policy, or a dataset; null if there is nothing whole."""
+        """The hash of what a finished trial came to: weights, a dataset, or episodes; null if there is nothing whole."""
         run = self.trials / trial
         folder = run if (run / snapshots.MANIFEST).is_file() else run / "latest"
         try:

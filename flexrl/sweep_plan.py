@@ -32,11 +32,6 @@ class Planned:
         """Whether it is run."""
         return self.kind != "done"
 
-    @property
-    def planned_steps(self) -> int:
-        """Env steps, or updates, that it is to come to."""
-        return int(getattr(self.trial.settings, "num_steps", getattr(self.trial.settings, "num_updates", 0)))
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,7 +69,7 @@ def make_plan(sweep: SweepSettings, trials: Sequence[Trial], ledger: Ledger, wor
             _kind_of(trial, ledger, is_stopped) if trial.id in known else ("changed" if trial.title in titles else "new", 0)
         )
         rows.append(Planned(trial, kind, done))  # type: ignore[arg-type]
-    left = sum(max(row.planned_steps - row.done_steps, 0) for row in rows if row.to_run)
+    left = sum(max(row.trial.num_steps - row.done_steps, 0) for row in rows if row.to_run)
     return Plan(rows, _speed(trials, ledger, workspace), left)
 
 

@@ -70,7 +70,7 @@ def status_table(ledger: Ledger, entries: Sequence[Entry], width: int) -> Table:
 def row_of(entry: Entry, status: Status, ledger: Ledger) -> list[Text | str]:
     """A trial's row of the table."""
     line = ledger.last_line(entry.id)
-    step, planned = int(line.get("step", 0)), entry.planned_steps or 0
+    step, planned = int(line.get("step", 0)), entry.planned_steps
     speed = line.get("time/env_steps_per_second") or line.get("time/updates_per_second")
     left = (planned - step) / speed if speed and status.state not in OVER else None
     score = next((line[key] for key in ("eval/return", "rollout/return", "train/loss") if key in line), None)

@@ -17,7 +17,7 @@ from flexrl.yaml_values import Value
 
 CORES = r"^\d+(\.\d+)?m?$"  # of Kubernetes
 BYTES = r"^\d+(\.\d+)?([kMGT]|[KMGT]i)?$"
-VerbName = Literal["train.py", "collect.py", "train_dt.py"]
+VerbName = Literal["train.py", "collect.py", "train_dt.py", "play.py"]
 
 
 class Experiment(Settings):

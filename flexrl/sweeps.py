@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from flexrl import config, snapshots
-from flexrl.collection import WITHOUT_SNAPSHOT, CollectSettings
+from flexrl.collection import CollectSettings
 from flexrl.collection import rehearse as rehearse_collection
 from flexrl.config import Settings, UserError
 from flexrl.offline_training import TrainDTSettings
 from flexrl.offline_training import rehearse as rehearse_offline_training
+from flexrl.playing import PlaySettings
+from flexrl.playing import rehearse as rehearse_playing
+from flexrl.policies import WITHOUT_SNAPSHOT
 from flexrl.sweep_settings import RandomSettings, SearchSettings, SweepSettings
 from flexrl.training import TrainSettings
 from flexrl.training import rehearse as rehearse_training
@@ -36,6 +39,7 @@ class Verb:
     model: type[Any]
     rehearse: Callable[[Any, bool], None]
     inputs: Callable[[Any], list[str]]  # folders that its settings name
+    length: str  # the setting that says how far it goes: env steps, updates or episodes
 
 
 def _inputs_of_training(settings: TrainSettings) -> list[str]:
@@ -51,10 +55,15 @@ def _inputs_of_offline_training(settings: TrainDTSettings) -> list[str]:
     return [*map(str, settings.datasets), *([settings.init_from] if settings.init_from else [])]
 
 
+def _inputs_of_playing(settings: PlaySettings) -> list[str]:
+    return [settings.model] if settings.model not in WITHOUT_SNAPSHOT else []
+
+
 VERBS = {
-    "train.py": Verb(TrainSettings, rehearse_training, _inputs_of_training),
-    "collect.py": Verb(CollectSettings, rehearse_collection, _inputs_of_collection),
-    "train_dt.py": Verb(TrainDTSettings, rehearse_offline_training, _inputs_of_offline_training),
+    "train.py": Verb(TrainSettings, rehearse_training, _inputs_of_training, "num_steps"),
+    "collect.py": Verb(CollectSettings, rehearse_collection, _inputs_of_collection, "num_steps"),
+    "train_dt.py": Verb(TrainDTSettings, rehearse_offline_training, _inputs_of_offline_training, "num_updates"),
+    "play.py": Verb(PlaySettings, rehearse_playing, _inputs_of_playing, "num_episodes"),
 }
 
 
@@ -67,6 +76,7 @@ class Trial:
     seed: int
     point: Mapping[str, Any]  # its values by dotted name, and `name`, if it is one of a list
     settings: Settings
+    num_steps: int  # env steps, updates or episodes that it is to come to
     inputs: Mapping[str, str]  # content hash of each folder that it reads
 
     @property
@@ -105,7 +115,8 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
                 digests[name] = digests.get(name) or input_digest(name)
             inputs = {name: digests[name] for name in verb.inputs(settings)}
             digest = identity(sweep.verb, settings, code, image, inputs)
-            trials.append(Trial(digest, _label(point, names), seed, point, settings, inputs))
+            length = int(getattr(settings, verb.length))
+            trials.append(Trial(digest, _label(point, names), seed, point, settings, length, inputs))
     if not trials:
         raise UserError(f"{path}: comes to no trial; `exclude` leaves none")
     return _distinct(trials, path, sweep, names)

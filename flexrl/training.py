@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from flexrl import render, runs, snapshots
 from flexrl.config import Settings, UserError
-from flexrl.evaluation import Trail, run_episodes, summarise
+from flexrl.evaluation import Trail, metrics_of, run_episodes, summarise
 from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings, TaskName, resolve_tasks
@@ -173,10 +173,7 @@ def evaluate(settings: TrainSettings, learner: Learner) -> dict[str, float]:
     with contextlib.closing(world):
         for prefix, deterministic in (("eval", True), ("eval/stochastic", False)):
             summary = summarise(run_episodes(policy_of(learner, deterministic), world, evaluation.seed))
-            metrics[f"{prefix}/terminated"] = summary["num_terminated"] / summary["num_episodes"]
-            for name in summary:
-                if name in ("return", "length", "mean_speed") or name.startswith("success"):
-                    metrics[f"{prefix}/{name}"] = summary[name]["mean"]
+            metrics |= metrics_of(summary, prefix)
     return metrics
 
 

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_cluster import ToyCluster
 
-from flexrl import job_manifests, runs
+from flexrl import job_manifests, runs, snapshots
 from flexrl.config import UserError
+from flexrl.fetching import fetch
 from flexrl.follower import Follower, indexes
 from flexrl.sweep_ledger import Ledger
 from flexrl.sweep_settings import SweepSettings
@@ -37,7 +38,7 @@ class NoSettings(runs.Settings):
 
 def a_sweep(folder: Path, num_trials: int, name: str = "tiny", **changes: Any) -> tuple[Any, Any, list[str], Ledger]:
     sweep = SweepSettings(name=name, seeds=num_trials, parallelism=3, retries=1, **changes)
-    trials = [Trial(f"{name}{i:08d}", "", i, {}, NoSettings(), {}) for i in range(num_trials)]
+    trials = [Trial(f"{i:012x}", "", i, {}, NoSettings(), 10, {}) for i in range(num_trials)]
     job, config_map = job_manifests.render(sweep, trials, "kind", IMAGE)
     ledger = Ledger(folder / name)
     ledger.submit(sweep, trials, IMAGE)
@@ -280,3 +281,58 @@ def test_the_command_follows_what_it_left_and_runs_again_what_failed(tmp_path: P
 def test_index_ranges_are_read() -> None:
     assert indexes("1,3-5,7") == {1, 3, 4, 5, 7}
     assert indexes("") == indexes(None) == set()
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster's workspace, and a kubectl whose `exec` runs in it; a file `cut` there breaks the connection half-way."""
+    workspace = tmp_path / "remote"
+    workspace.mkdir()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "kubectl").write_text(f"""#!{sys.executable}
+import pathlib, subprocess, sys
+command = [part.replace("/app/workspace", "{workspace}") for part in sys.argv[sys.argv.index("--") + 1 :]]
+done = subprocess.run(command, stdout=subprocess.PIPE)
+is_cut = pathlib.Path("{workspace}/cut").exists()
+sys.stdout.buffer.write(done.stdout[: len(done.stdout) // 2] if is_cut else done.stdout)
+sys.exit(1 if is_cut else done.returncode)
+""")
+    (tools / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return workspace
+
+
+def test_what_finished_on_the_cluster_is_fetched_whole_or_not_at_all(tmp_path: Path, remote: Path) -> None:
+    job, config_map, trials, ledger = a_sweep(tmp_path, 3)
+    for key in trials:
+        run = remote / "sweeps" / "tiny" / "trials" / key
+        (run / "replay").mkdir(parents=True)
+        (run / "replay" / "large").write_bytes(b"0" * 100)
+        (run / "metrics.jsonl").write_text('{"step": 10, "eval/return": 1.0}\n')
+        snapshots.write(run / "latest", {"policy.safetensors": key.encode() * 1000})
+    (remote / "sweeps" / "tiny" / "trials" / trials[2] / "latest" / "policy.safetensors").write_bytes(b"damaged")
+    with ToyCluster(lambda index, number: 0) as toy:
+        cluster = toy.client()
+        cluster.submit(job, config_map)
+        Follower(cluster, job, trials, ledger).run()
+        (remote / "cut").touch()
+        assert fetch("tiny", ledger, cluster) == ([], trials)
+        assert not list(ledger.trials.iterdir())  # nothing half of it
+        (remote / "cut").unlink()
+        assert fetch("tiny", ledger, cluster) == (trials[:2], trials[2:])
+        assert fetch("tiny", ledger, cluster) == ([], trials[2:])  # what is here is not fetched again
+        assert not [name for plural, name in toy.objects if plural == "pods" and name.startswith("fetch-")]
+    for key in trials[:2]:
+        assert ledger.status(key).result == ledger.result_of(key) is not None
+        assert ledger.metrics_of(key) == [{"step": 10, "eval/return": 1.0}]
+        assert not (ledger.trials / key / "replay").exists()
+    assert sorted(path.name for path in ledger.trials.iterdir()) == trials[:2]
+
+
+def test_what_ran_here_is_not_fetched(tmp_path: Path) -> None:
+    sweep = SweepSettings(name="tiny")
+    ledger = Ledger(tmp_path / "tiny")
+    ledger.submit(sweep, [Trial("0" * 12, "", 0, {}, NoSettings(), 10, {})], None)
+    with ToyCluster(lambda index, number: 0) as toy, pytest.raises(UserError, match="ran here; its trials are in"):
+        fetch("tiny", ledger, toy.client())

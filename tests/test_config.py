@@ -6,21 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from flexrl import config
-from flexrl.collection import CollectSettings
+from flexrl import config, sweeps
 from flexrl.config import UserError
-from flexrl.offline_training import TrainDTSettings
 from flexrl.sweep_settings import SweepSettings, load_sweep
-from flexrl.sweeps import expand
 from flexrl.training import TrainSettings, rehearse
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
 
 
 VERBS: dict[str, type[config.Settings]] = {
-    "train.py": TrainSettings,
-    "collect.py": CollectSettings,
-    "train_dt.py": TrainDTSettings,
+    **{name: verb.model for name, verb in sweeps.VERBS.items()},
     "submit_sweep.py": SweepSettings,
 }
 
@@ -51,10 +46,14 @@ def test_examples_load_and_begin_with_their_command(path: Path) -> None:
     assert any(line.startswith(starts) and path.name in line for line in lines[:2])
 
 
-def test_the_sweep_among_the_examples_comes_to_its_trials() -> None:
-    path = Path(__file__).parent.parent / "examples" / "half_cheetah_sweep.yaml"
-    trials = expand(load_sweep(path), path)
-    assert len(trials) == 3 * 2 * 3
+@pytest.mark.parametrize(("name", "num_trials"), [("half_cheetah_sweep", 3 * 2 * 3), ("play_sweep", 2 * 2 * 2)])
+def test_the_sweeps_among_the_examples_come_to_their_trials(
+    name: str, num_trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    path = root / "examples" / f"{name}.yaml"
+    assert len(sweeps.expand(load_sweep(path), path)) == num_trials
 
 
 def test_resolved_settings_read_back_the_same(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-OVERLAYS_AND_TEMPLATES = ("job.yaml", "configmap.yaml", "kind.yaml", "gke.yaml", "kind_cluster.yaml")
+OVERLAYS_AND_TEMPLATES = ("job.yaml", "configmap.yaml", "fetch.yaml", "kind.yaml", "gke.yaml", "kind_cluster.yaml")
 MANIFESTS = [path for path in sorted((ROOT / "k8s").glob("*.yaml")) if path.name not in OVERLAYS_AND_TEMPLATES]
 
 
@@ -27,10 +27,13 @@ def test_manifests_are_what_kubernetes_takes(path: Path, version: str) -> None:
 
 def test_pods_keep_to_the_restricted_profile() -> None:
     """PodSecurity's rules, which the schema does not know."""
-    pods = [yaml.safe_load((ROOT / "k8s" / "job.yaml").read_text())["spec"]["template"]["spec"]]
+    pods = [
+        yaml.safe_load((ROOT / "k8s" / "job.yaml").read_text())["spec"]["template"]["spec"],
+        yaml.safe_load((ROOT / "k8s" / "fetch.yaml").read_text())["spec"],
+    ]
     for path in MANIFESTS:
         pods += [d["spec"]["template"]["spec"] for d in yaml.safe_load_all(path.read_text()) if d["kind"] == "Deployment"]
-    assert len(pods) == 2
+    assert len(pods) == 3
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"

@@ -284,6 +284,35 @@ def test_play_prints_one_json_object(trained: Path) -> None:
     assert again.stdout == done.stdout
 
 
+def test_an_evaluation_is_a_run_of_its_own(trained: Path) -> None:
+    (trained / "evaluation.yaml").write_text("model: workspace/walk/best\nnum_episodes: 3\nseed: 5\n")
+    play = ["play.py", "--name", "judged", "--config", "evaluation.yaml"]
+    done = run(trained, *play)
+    assert done.returncode == 0, done.stderr
+    folder = trained / "workspace" / "judged"
+    played = json.loads((folder / "latest" / "episodes.json").read_text())
+    told = run(trained, "play.py", "--model", "workspace/walk/best", "--episodes", "3", "--seed", "5", "--json")
+    assert played == json.loads(told.stdout)
+    assert json.loads((folder / "metrics.jsonl").read_text())["eval/return"] == played["summary"]["return"]["mean"]
+    parent = snapshots.content_hash(trained / "workspace" / "walk" / "best")
+    assert json.loads((folder / "lineage.json").read_text())["parents"] == {"workspace/walk/best": parent}
+    before = (folder / "metrics.jsonl").read_bytes()
+    again = run(trained, *play, "--resume")
+    assert (again.returncode, again.stderr) == (0, "workspace/judged is finished\n")
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    for wrong, line in (
+        (["--set", "model=workspace/nothing"], "workspace/nothing: no such snapshot"),
+        (["--set", "skill=walk_forwrd"], "did you mean 'walk_forward'?"),
+        (["--set", "num_episodes=0"], "num_episodes"),
+        (["--set", "target_return=5"], "does not see what an episode is to bring"),
+    ):
+        refused = run(trained, "play.py", "--name", "refused", "--set", "model=workspace/walk/best", *wrong)
+        assert refused.returncode == 2
+        assert line in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert not (trained / "workspace" / "refused").exists()
+
+
 def test_a_policy_of_several_skills_is_played_skill_by_skill(tmp_path: Path) -> None:
     settings = [*SMALL, "world.task=mixed", "world.goal=[one_hot, command]", "num_steps=256", "world.num_envs=8"]
     done = run(tmp_path, "train.py", "--name", "mixed", settings=settings)
@@ -397,7 +426,7 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("learner_settings", "learners", "dataset", "dataset_writer"), 3),
         **dict.fromkeys(("windows", "dt", "parallel", "offline", "offline_policy"), 3),
         **dict.fromkeys(("collector", "collection", "dataset_exports", "dataset_report", "offline_training", "training"), 4),
-        **dict.fromkeys(("policies", "tour", "warm_start", "evaluation", "lineage", "ledger", "plots"), 4),
+        **dict.fromkeys(("policies", "tour", "warm_start", "evaluation", "playing", "lineage", "ledger", "plots"), 4),
         **dict.fromkeys(
             (
                 "early_stopping",
@@ -411,7 +440,7 @@ def test_files_import_downward_only() -> None:
             ),
             5,
         ),
-        **dict.fromkeys(("job_manifests", "job_rules", "local_runner", "cluster", "follower"), 5),
+        **dict.fromkeys(("job_manifests", "job_rules", "local_runner", "cluster", "follower", "fetching", "submission"), 5),
     }
     files = {path.stem: path for path in (ROOT / "flexrl").glob("*.py") if path.stem != "__init__"}
     assert set(files) == set(floors)

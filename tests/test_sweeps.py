@@ -549,3 +549,29 @@ def test_a_sweep_searches(tmp_path: Path) -> None:
     both = submit(written(tmp_path, search={"n": 5, "axes": axes}), tmp_path / "workspace")
     assert both.returncode == 2
     assert "search: chooses all points itself" in both.stderr
+
+
+def test_evaluations_can_be_swept(tmp_path: Path) -> None:
+    changes = {
+        "verb": "play.py",
+        "set": {"num_episodes": 2, "model": "examples/pretrained/humanoid_walk"},
+        "grid": {"physics": ["v5", "fast"]},
+        "seeds": [0, 5],
+        "metric": "eval/mean_speed",
+    }
+    path = written(tmp_path, **changes)
+    done = submit(path, tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    ledger = Ledger(tmp_path / "w" / "sweeps" / "tiny")
+    results = [ledger.status(key).result for key in ledger.entries()]
+    assert len(set(results)) == 4
+    assert None not in results
+    assert all(entry.inputs for entry in ledger.entries().values())
+    told = subprocess.run(
+        [sys.executable, "submit_sweep.py", "report", "tiny", "--workspace", str(tmp_path / "w"), "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [len(point["scores"]) for point in json.loads(told.stdout)] == [2, 2]

@@ -93,7 +93,7 @@ class ToyCluster:
         pods = [
             pod
             for (plural, _), pod in self.objects.items()
-            if plural == "pods" and pod["metadata"]["labels"][JOB_LABEL] == name
+            if plural == "pods" and pod["metadata"]["labels"].get(JOB_LABEL) == name
         ]
         for pod in pods:
             phase = pod["status"]["phase"]
@@ -158,6 +158,8 @@ class ToyCluster:
             if wrong:
                 return 422, _refusal(422, wrong[0])
             body["status"] = {}
+        if plural == "pods":  # one that no Job has made
+            body["status"] = {"phase": "Running"}
         self.objects[plural, name] = body
         self.created.append((plural, name))
         return 201, body
@@ -243,8 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
                 cluster.read.add(name)
             return 200, cluster.logs.get(name, "")
         if self.command == "DELETE":
-            del cluster.objects[plural, name]
-            return 200, {"kind": "Status", "status": "Success"}
+            gone = cluster.objects.pop((plural, name))
+            return 200, gone if plural == "pods" else {"kind": "Status", "status": "Success"}
         return 200, cluster.objects[plural, name]
 
     def _chosen(self, plural: str, query: str) -> list[dict[str, Any]]:

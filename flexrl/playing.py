@@ -1,0 +1,159 @@
+"""What is played, and how: any policy in its world, episode beside episode; and an evaluation as a run of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from pydantic import Field
+
+from flexrl.config import Settings, UserError
+from flexrl.evaluation import Episode, metrics_of, run_episodes, summarise
+from flexrl.motor_settings import MotorSettings, resolve_tasks
+from flexrl.motor_world import MotorWorld
+from flexrl.policies import (
+    WITHOUT_SNAPSHOT,
+    PlayedSettings,
+    Policy,
+    RandomPolicy,
+    Snapshot,
+    ZeroPolicy,
+    load_policy,
+    open_snapshot,
+)
+from flexrl.worlds import WorldSettings, evaluation_settings, make_world, only_skill
+
+
+class PlaySettings(Settings):
+    """What is played; the defaults judge the shipped policy of many skills."""
+
+    # a snapshot's folder, such as workspace/humanoid/best; or random, or zero
+    model: str = "examples/pretrained/humanoid_skills"
+    # the world of random and zero; null: the humanoid's walk
+    world: WorldSettings | None = None
+    # how many, side by side
+    num_episodes: int = Field(100, ge=1, le=10_000)
+    # the first episode's; the others' follow it
+    seed: int = Field(0, ge=0, le=2**31)
+    # the humanoid's dynamics
+    physics: Literal["v5", "fast"] = "v5"
+    # count this task's reward instead of the world's own; null: the world's
+    task: str | None = None
+    # only this skill of a policy that has several; null: all, one after the other
+    skill: str | None = None
+    # the return that a Decision Transformer is asked for; null: a high one of its data
+    target_return: float | None = None
+    # the parts of its goal that a Decision Transformer is shown; null: all
+    prompt: list[str] | None = None
+    # sample actions instead of taking the likeliest
+    stochastic: bool = False
+
+
+def open_model(path: str) -> Snapshot | None:
+    """The snapshot of that folder; null for the policies that have none."""
+    return None if path in WITHOUT_SNAPSHOT else open_snapshot(Path(path))
+
+
+def world_of(settings: PlaySettings, snapshot: Snapshot | None) -> Any:
+    """The settings of the world that is played, one simulation an episode; UserError for what it does not have."""
+    if snapshot is not None and settings.world is not None:
+        raise UserError("--config: a snapshot brings its own world; leave --config away")
+    default = PlayedSettings() if settings.world is None else PlayedSettings(world=settings.world)
+    own = snapshot.settings.world if snapshot else default.world
+    task, is_motor = settings.task, isinstance(own, MotorSettings)
+    if task and not is_motor:
+        raise UserError(f"--task {task}: {own.id} has a reward of its own; leave --task away")
+    if task not in (None, getattr(own, "task", None)) and snapshot and own.goal:
+        raise UserError("--task: a policy that sees its goal is played at its own tasks; leave --task away")
+    world = evaluation_settings(own, settings.num_episodes, settings.physics, task)
+    if snapshot and snapshot.about["kind"] == "offline":
+        check_seen(world, settings.skill, settings.model)
+    return choose_skill(check_task(world), settings.skill)
+
+
+def check_task(settings: Any) -> Any:
+    """The settings, if their body has their task; UserError otherwise."""
+    if isinstance(settings, MotorSettings):
+        try:
+            resolve_tasks(settings)
+        except ValueError as error:
+            raise UserError(f"--task: {error}") from None
+    return settings
+
+
+def check_seen(settings: Any, skill: str | None, model: str) -> None:
+    """UserError if the data that a policy learned from never showed that skill."""
+    if isinstance(settings, MotorSettings) and settings.skills.get(skill, 1.0) == 0:  # type: ignore[call-overload]
+        shown = ", ".join(name for name, weight in settings.skills.items() if weight > 0)
+        raise UserError(f"--goal {skill}: the data of {model} never showed it; it showed {shown}")
+
+
+def choose_skill(settings: Any, skill: str | None) -> Any:
+    """The settings with episodes of that skill only; UserError if there is none of that name."""
+    if skill is None:
+        return settings
+    if not isinstance(settings, MotorSettings):
+        raise UserError(f"--skill {skill}: only motor worlds have skills; leave --skill away")
+    try:
+        return only_skill(settings, skill)
+    except ValueError as error:
+        raise UserError(f"--skill: {error}") from None
+
+
+def policy_of(settings: PlaySettings, snapshot: Snapshot | None, world: Any) -> Policy:
+    """The snapshot's policy, or random or zero actions."""
+    if snapshot is not None:
+        return load_policy(snapshot, not settings.stochastic, settings.target_return, settings.prompt)
+    if settings.prompt is not None or settings.target_return is not None:
+        raise UserError(f"--prompt, --target-return: {settings.model} sees no goal; leave them away")
+    return RandomPolicy(world.action_space, settings.seed) if settings.model == "random" else ZeroPolicy(world.action_space)
+
+
+@contextlib.contextmanager
+def opened(settings: PlaySettings) -> Iterator[tuple[Policy, Any]]:
+    """The policy and its world, which is closed in the end; UserError for what cannot be played."""
+    snapshot = open_model(settings.model)
+    try:
+        world = make_world(world_of(settings, snapshot), settings.seed)
+    except (ValueError, ImportError, gymnasium.error.Error) as error:
+        raise UserError(f"{settings.model}: {error}") from None
+    with contextlib.closing(world):
+        yield policy_of(settings, snapshot, world), world
+
+
+def skills_played(world: Any) -> list[str]:
+    """The skills that episodes of this world are for, in order; none where the world has none."""
+    if not isinstance(world, MotorWorld):
+        return []
+    weights = world.batch.asked.sampler.weights
+    return [skill for skill, weight in zip(world.batch.skills, weights, strict=True) if weight > 0]
+
+
+def rehearse(settings: PlaySettings, is_new: bool) -> None:
+    """Opens the policy and its world of one env, and lets it act once; UserError for what cannot be played."""
+    try:
+        with opened(settings.model_copy(update={"num_episodes": 1})) as (policy, world):
+            policy.reset(np.ones(1, bool))
+            policy.act(world.reset())
+    except UserError as error:
+        option, colon, rest = str(error).partition(":")
+        option = option.removeprefix("--").replace("-", "_") if option.startswith("--") else option  # as YAML has it
+        raise UserError(option + colon + rest) from None
+
+
+def judge(settings: PlaySettings) -> tuple[list[Episode], dict[str, float]]:
+    """All episodes, and their means as metrics eval/..."""
+    with opened(settings) as (policy, world):
+        episodes = run_episodes(policy, world, settings.seed)
+    return episodes, metrics_of(summarise(episodes), "eval")
+
+
+def files_of(episodes: list[Episode]) -> dict[str, bytes]:
+    """What an evaluation keeps: every episode, and their summary with intervals."""
+    document = {"episodes": [episode.to_json() for episode in episodes], "summary": summarise(episodes)}
+    return {"episodes.json": json.dumps(document, indent=1).encode()}

@@ -1,0 +1,177 @@
+"""Submits a sweep: plans it, and runs what is to be run on this machine or a cluster, round after round if it searches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexrl import exit_codes, job_manifests, job_rules, provenance, sweep_screen, sweeps
+from flexrl.config import UserError
+from flexrl.job_manifests import Manifest, Target
+from flexrl.local_runner import Chaos, Runner
+from flexrl.search import Search
+from flexrl.sweep_ledger import Ledger
+from flexrl.sweep_plan import make_plan
+from flexrl.sweep_report import points_of, trials_to_give_up
+from flexrl.sweep_settings import SweepSettings, load_sweep
+from flexrl.sweeps import Trial
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the command line asks for."""
+
+    path: Path  # the sweep's file
+    workspace: Path
+    target: Target = "local"
+    image: str | None = None  # with a digest; of a cluster's target only
+    only_plan: bool = False
+    render_to: Path | None = None  # write the manifests there, and stop
+    many: bool = False  # however many trials there are
+    chaos: Chaos | None = None
+
+    @property
+    def only_told(self) -> bool:
+        """Whether nothing is run."""
+        return self.only_plan or self.render_to is not None
+
+
+def submit(asked: Submission) -> bool:
+    """Whether all trials of the sweep are done, or given up by its own rule; UserError in one line before anything is run."""
+    sweep = load_sweep(asked.path)
+    check_target(sweep, asked)
+    ledger = Ledger(asked.workspace / "sweeps" / sweep.name)
+    if asked.target != "local" and not asked.only_told:
+        catch_up(ledger)
+    if sweep.search is None:
+        return run_round(sweep, ledger, asked)
+    sweeps.expand(sweep.model_copy(update={"include": sweeps.drawn(sweep.search, 1)}), asked.path)  # they are settings
+    search = Search(sweep.search, ledger.folder if ledger.exists or not asked.only_told else None, sweep.maximize)
+    is_first = True
+    while True:
+        points = search.points()
+        all_done = run_round(sweep.model_copy(update={"include": points}), ledger, asked, is_first)
+        is_first = False
+        if asked.only_told:
+            return True
+        search.tell(scores_of(sweep, ledger, points))
+        if search.is_over:
+            return all_done
+
+
+def check_target(sweep: SweepSettings, asked: Submission) -> None:
+    """UserError if the sweep cannot run there."""
+    if asked.target == "local" and asked.image:
+        raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
+    if asked.target != "local" and not asked.image:
+        raise UserError(f"--image: {asked.target} needs one with a digest, as docker push or make load-image prints it")
+    for key in ("stop", "search"):
+        if getattr(sweep, key) is not None and asked.target != "local":
+            raise UserError(f"{asked.path}: {key}: needs metrics while it runs, which --target local alone has; leave it away")
+
+
+def scores_of(sweep: SweepSettings, ledger: Ledger, points: list[dict[str, Any]]) -> dict[int, float]:
+    """What the points of a search came to over their seeds, by their number."""
+    found = points_of(sweep, ledger, is_told=False)
+    return {number: p.score for number, point in enumerate(points) for p in found if p.values == point}
+
+
+def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_failed: bool = True) -> bool:
+    """Plans the sweep and runs what is to be run, as the command line has it; whether all its trials are done.
+
+    Trials that failed are run again, unless a search has seen them fail just now (not `with_failed`).
+    """
+    trials = sweeps.expand(sweep, asked.path, image=asked.image, many=asked.many)
+    sweeps.rehearse(sweep, trials, asked.path)
+    plan = make_plan(sweep, trials, ledger, asked.workspace)
+    chosen = [row.trial for row in plan.to_run if with_failed or row.kind != "failed"]
+    commit = provenance.code_version(sweeps.ROOT)["git_commit"]
+    tried = sum(len(ledger.status(t.id).attempts) for t in chosen)
+    manifests = job_manifests.render(sweep, chosen or trials, asked.target, asked.image, commit, tried)
+    wrong = job_rules.problems(manifests[0])
+    if wrong:
+        raise UserError(f"{asked.path}: the Job would be refused: {wrong[0]}")
+    if asked.render_to:
+        try:
+            asked.render_to.write_text(job_manifests.to_yaml(manifests), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--render {asked.render_to}: {error.strerror}") from None
+        print(f"wrote {asked.render_to}")
+        return True
+    planned = {row.trial.id: row.trial.num_steps for row in plan.rows}
+    if asked.target == "local":
+        runner = Runner(*manifests, [t.id for t in chosen or trials], planned, ledger, asked.chaos)
+    sweep_screen.print_plan(sweep, plan, runner.slots if asked.target == "local" else sweep.parallelism)
+    if asked.only_plan:
+        return True
+    if not chosen:
+        with ledger.locked():
+            ledger.submit(sweep, trials, asked.image)  # the metric may be another, points may be fewer
+    elif asked.target == "local":
+        run_here(runner, ledger, sweep, trials)
+    else:
+        run_there(manifests, [t.id for t in chosen], ledger, lambda: ledger.submit(sweep, trials, asked.image))
+    if chosen:
+        sweep_screen.print_status(ledger)
+    return all(ledger.status(t.id).state in ("done", "given up") for t in trials)
+
+
+def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial]) -> None:
+    """In processes of this machine, until all trials are over or Ctrl-C stops them."""
+    code = sweeps.code_digest(sweep.verb)
+
+    def obstacle() -> str | None:
+        """Trials are known by the code and the inputs that they began with."""
+        if sweeps.code_digest(sweep.verb) != code:
+            return "the code has changed since the sweep began"
+        paths = {path: digest for t in trials for path, digest in t.inputs.items()}
+        changed = [path for path, digest in paths.items() if sweeps.input_digest(path) != digest]
+        return f"{changed[0]} has changed since the sweep began" if changed else None
+
+    with ledger.locked():
+        ledger.submit(sweep, trials, None)
+        for key in runner.trials:
+            ledger.forgive(key)
+        with sweep_screen.Screen(ledger, runner.trials) as screen:
+            runner.show, runner.judge, runner.obstacle = screen.show, lambda: trials_to_give_up(sweep, ledger), obstacle
+            finished = runner.run()
+    if not finished or runner.why_ended is not None:
+        sweep_screen.print_status(ledger)
+        why = runner.why_ended or "stopped"
+        print(f"{why}; the same command goes on: {provenance.python()} {' '.join(sys.argv)}", file=sys.stderr)
+        sys.exit(exit_codes.INTERRUPTED if not finished else exit_codes.FAILED)
+
+
+def catch_up(ledger: Ledger) -> None:
+    """Follows the Job that was submitted before, if the cluster still has it: to its end, which may have been long ago."""
+    from flexrl.cluster import Cluster, connect
+    from flexrl.follower import Follower
+
+    noted = ledger.job()
+    if noted is None:
+        return
+    job, trials = noted
+    cluster = Cluster(connect())
+    if cluster.has(job):
+        with ledger.locked():
+            print(f"Job {job['metadata']['name']}: was submitted before; following it", file=sys.stderr)
+            Follower(cluster, job, trials, ledger).run()
+
+
+def run_there(manifests: tuple[Manifest, Manifest], chosen: list[str], ledger: Ledger, note: Callable[[], None]) -> None:
+    """As a Job of the kubeconfig's cluster, followed until it is over; Ctrl-C leaves it running."""
+    from flexrl.cluster import Cluster, connect
+    from flexrl.follower import Follower
+
+    cluster = Cluster(connect())
+    cluster.check(manifests[0])
+    with ledger.locked():
+        note()
+        ledger.note_job(manifests[0], chosen)  # before it is there, so that it is found again whatever happens
+        is_new = cluster.submit(*manifests)
+        name = manifests[0]["metadata"]["name"]
+        print(f"Job {name}: {'created' if is_new else 'is there already'}; Ctrl-C leaves it running", file=sys.stderr)
+        Follower(cluster, manifests[0], chosen, ledger).run()
