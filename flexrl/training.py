@@ -120,6 +120,8 @@ def rehearse(settings: TrainSettings, is_new: bool) -> None:
 def make_small_learner(settings: TrainSettings, world: Any) -> Learner:
     """The settings' learner on a world of one env, with room for nothing."""
     small = {"buffer_size": 1} if hasattr(settings.learner, "buffer_size") else {}
+    if getattr(settings.learner, "n_steps", None) == 1 and settings.world.num_envs > 1:
+        small["n_steps"] = 2  # SB3's PPO wants more than one step in a rollout, which several envs bring
     return make_learner(settings.learner.model_copy(update=small), world, num_steps=1, seed=0, device=settings.device)
 
 

@@ -19,7 +19,7 @@ from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
 from flexrl.networks import MirroredActorCriticPolicy
 from flexrl.randomness import forked_randomness
-from flexrl.training import TrainSettings
+from flexrl.training import TrainSettings, rehearse
 from flexrl.worlds import GymnasiumSettings, make_world, normalise
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -332,3 +332,11 @@ def test_evaluation_randomness_does_not_move_the_training() -> None:
         torch.rand(100)
         np.random.rand(3)
     torch.testing.assert_close(torch.rand(3), expected)
+
+
+def test_a_rollout_of_one_step_is_enough_with_several_envs() -> None:
+    settings = {"world": {"body": "half_cheetah", "task": "v5", "num_envs": 2}, "learner": {"n_steps": 1, "batch_size": 2}}
+    rehearse(TrainSettings.model_validate(settings), is_new=True)
+    settings["world"]["num_envs"] = 1
+    with pytest.raises(UserError, match="learner: ppo cannot be built"):
+        rehearse(TrainSettings.model_validate(settings), is_new=True)
