@@ -34,6 +34,16 @@ def make_learner(
     return Learner(settings, world, num_steps=num_steps, seed=seed, device=device, replay_folder=replay_folder)
 
 
+def without_room(settings: Any) -> Any:
+    """The settings of a learner that is only looked at, or played: no buffer, and a rollout that SB3 takes with one env."""
+    update: dict[str, Any] = {}
+    if hasattr(settings, "buffer_size"):
+        update |= {"buffer_size": 1, "save_replay_buffer": False}
+    if getattr(settings, "n_steps", None) == 1 and settings.name in ("ppo", "recurrent_ppo"):
+        update["n_steps"] = 2
+    return settings.model_copy(update=update)
+
+
 def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tuple[Any, dict[str, Any]]:
     """The policy and the keyword arguments of SB3's constructor."""
     algorithm = LEARNERS[settings.name]

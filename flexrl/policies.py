@@ -19,7 +19,7 @@ from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.dt import DecisionTransformer, Sizes
 from flexrl.learner_settings import SETTINGS, LearnerSettings
-from flexrl.learners import Learner, make_learner
+from flexrl.learners import Learner, make_learner, without_room
 from flexrl.motor_settings import MotorSettings
 from flexrl.offline import (
     Cloner,
@@ -214,12 +214,9 @@ def restore_learner(snapshot: Snapshot, num_envs: int = 1) -> Learner:
             raise UserError(
                 f"{snapshot.folder}: its {kind} has shape {its}, here it is {ours}; use the version that trained it"
             )
-    learner_settings = settings.learner
-    if hasattr(learner_settings, "buffer_size"):  # it is not going to learn
-        learner_settings = learner_settings.model_copy(update={"buffer_size": 1, "save_replay_buffer": False})
     with warnings.catch_warnings():  # its mini-batches need not fit the few envs that it is played in
         warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
-        learner = make_learner(learner_settings, world, num_steps=1, seed=0, device="cpu")
+        learner = make_learner(without_room(settings.learner), world, num_steps=1, seed=0, device="cpu")
     weights = snapshots.read_arrays(snapshot.folder / "policy.safetensors")
     learner.model.policy.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     learner.model.policy.set_training_mode(False)

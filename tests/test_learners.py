@@ -338,5 +338,5 @@ def test_a_rollout_of_one_step_is_enough_with_several_envs() -> None:
     settings = {"world": {"body": "half_cheetah", "task": "v5", "num_envs": 2}, "learner": {"n_steps": 1, "batch_size": 2}}
     rehearse(TrainSettings.model_validate(settings), is_new=True)
     settings["world"]["num_envs"] = 1
-    with pytest.raises(UserError, match="learner: ppo cannot be built"):
-        rehearse(TrainSettings.model_validate(settings), is_new=True)
+    with pytest.raises(ValueError, match="one step of one env is too little for PPO"):
+        TrainSettings.model_validate(settings)
