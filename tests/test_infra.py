@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -35,13 +37,80 @@ def test_pods_keep_to_the_restricted_profile() -> None:
         pods += [d["spec"]["template"]["spec"] for d in yaml.safe_load_all(path.read_text()) if d["kind"] == "Deployment"]
     assert len(pods) == 3
     for pod in pods:
-        assert pod["securityContext"]["runAsNonRoot"]
-        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-        assert not any("hostPath" in volume for volume in pod["volumes"])
-        for container in pod["containers"]:
-            assert container["securityContext"]["allowPrivilegeEscalation"] is False
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-            assert container["securityContext"]["readOnlyRootFilesystem"]
+        check_restricted(pod)
+
+
+def check_restricted(pod: dict[str, Any]) -> None:
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert not any("hostPath" in volume for volume in pod["volumes"])
+    for container in pod["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+
+
+CHART_IMAGE = "registry.example/flex-rl@sha256:" + "ab" * 32
+MANY_GPUS = "gpus=2,sharding=tensor_parallel,nodes=2,monitoring=true,autoscaling.enabled=true,spot=true,apiKeysSecret=keys"
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What Helm says of the chart with these arguments; skips where it is not installed."""
+    program = shutil.which("helm")
+    if program is None:
+        pytest.skip("helm is not installed")
+    given = ["--set", f"image={CHART_IMAGE}", "--set", "model.path=/models/tiny"]
+    chart = str(ROOT / "k8s" / "chart")
+    command = [program, *(["lint", chart] if arguments[0] == "lint" else ["template", "llm", chart, "--namespace", "flex-rl"])]
+    return subprocess.run([*command, *given, *arguments[1:]], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("options", ["replicas=2", "gpus=0", "monitoring=true,autoscaling.enabled=true", MANY_GPUS])
+def test_the_chart_comes_to_what_kubernetes_takes(options: str) -> None:
+    linted = helm("lint", "--set", options)
+    assert linted.returncode == 0, linted.stdout
+    done = helm("template", "--set", options)
+    assert done.returncode == 0, done.stderr
+    documents = [document for document in yaml.safe_load_all(done.stdout) if document]
+    core = [d for d in documents if not d["apiVersion"].startswith(("leaderworkerset.x-k8s.io", "monitoring.googleapis.com"))]
+    for document in core:
+        for version in ("1.33", "1.34", "1.37"):
+            kubernetes_validate.validate(document, version, strict=True)
+    kinds = {document["kind"]: document for document in documents}
+    if "nodes=2" in options:
+        template = kinds["LeaderWorkerSet"]["spec"]["leaderWorkerTemplate"]
+        pods = [template["leaderTemplate"], template["workerTemplate"]]
+        assert [("readinessProbe" in pod["spec"]["containers"][0]) for pod in pods] == [True, False]
+        assert kinds["Service"]["spec"]["selector"]["flex-rl/role"] == "leader"
+        assert "Deployment" not in kinds
+    else:
+        pods = [kinds["Deployment"]["spec"]["template"]]
+    assert ("HorizontalPodAutoscaler" in kinds) == ("autoscaling" in options)
+    for pod in pods:
+        check_restricted(pod["spec"])
+        labels = pod["metadata"]["labels"]
+        wanted = kinds["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
+        assert wanted.items() <= labels.items()
+        limits = pod["spec"]["containers"][0]["resources"]["limits"]
+        assert limits.get("nvidia.com/gpu") == (None if "gpus=0" in options else "2" if "gpus=2" in options else "1")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("image=flex-rl:latest", "image"),
+        ("sharding=pipeline", "sharding"),
+        ("nodes=2", "sharding"),  # device_map is of one machine
+        ("gpus=0,sharding=tensor_parallel", "gpus"),
+        ("autoscaling.enabled=true", "monitoring"),
+        ("model.path=../etc", "path"),
+        ("replica=3", "replica"),
+    ],
+)
+def test_the_chart_refuses_what_cannot_be(options: str, said: str) -> None:
+    done = helm("template", "--set", options)
+    assert done.returncode != 0
+    assert said in done.stderr
 
 
 def test_what_is_named_is_there() -> None:
