@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from flexrl import snapshots
 from flexrl.config import UserError
 
 FORMAT = 1  # goes up when a reader of the old files would misread the new ones
+MAX_OPEN = 256  # files of a dataset that are read from, beside their maps
 DATASET, EPISODES, STATS = "dataset.yaml", "episodes.arrow", "stats.json"
 Array = NDArray[Any]
 
@@ -189,29 +192,57 @@ class Dataset:
     sha256: str
     _mapped: dict[int, dict[str, Array]] = field(default_factory=dict)
     _maps: list[mmap.mmap] = field(default_factory=list)
+    _offsets: dict[int, dict[str, int]] = field(default_factory=dict)  # bytes, of each column in each file
+    _files: dict[int, FileIO] = field(default_factory=dict)
 
     def shard(self, index: int) -> dict[str, Array]:
         """A file's columns as memory-mapped arrays (num_rows, ...); UserError if it is not what dataset.yaml says."""
         if index not in self._mapped:
-            self._mapped[index] = self._map(self.folder / shard_name(index))
+            self._mapped[index] = self._map(index)
         return self._mapped[index]
 
-    def release(self) -> None:
-        """Gives back the memory of all pages that were read; whoever touches one again has it from the system's cache."""
-        for mapped in self._maps:
-            mapped.madvise(mmap.MADV_DONTNEED)
+    def read_into(self, out: Array, name: str, shards: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
+        """Rows of a column: `counts[i]` of them from row `starts[i]` of file `shards[i]` on, into out[i], (n, length, ...).
 
-    def _map(self, path: Path) -> dict[str, Array]:
+        By reads of the files, not through their maps: a map keeps every page that was touched, and those around it, and a
+        process that draws from millions of steps would hold them all.
+        """
+        size, stride, view = out[0, 0].nbytes, out[0].nbytes, out.data.cast("B")
+        offset = {shard: self._offset(shard, name) for shard in set(shards)}
+        for i, (shard, start, count) in enumerate(zip(shards, starts, counts, strict=True)):
+            file = self._files.get(shard) or self._file(shard)
+            begin, length = i * stride, count * size
+            if os.preadv(file.fileno(), (view[begin : begin + length],), offset[shard] + start * size) != length:
+                raise UserError(f"{self.folder / shard_name(shard)}: is cut or damaged; {_COLLECT_AGAIN}")
+
+    def _offset(self, shard: int, name: str) -> int:
+        """Where a column begins in a file, bytes."""
+        if shard not in self._offsets:
+            self.shard(shard)
+        return self._offsets[shard][name]
+
+    def _file(self, shard: int) -> FileIO:
+        if shard not in self._files:
+            if len(self._files) >= MAX_OPEN:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[shard] = (self.folder / shard_name(shard)).open("rb", buffering=0)
+        return self._files[shard]
+
+    def _map(self, index: int) -> dict[str, Array]:
+        path = self.folder / shard_name(index)
         try:
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._maps.append(mapped)
-            batch = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).get_batch(0)
+            buffer = pa.py_buffer(mapped)
+            batch = pa.ipc.open_file(pa.BufferReader(buffer)).get_batch(0)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path}: is cut or damaged ({' '.join(str(error).split())}); {_COLLECT_AGAIN}") from None
         if batch.schema != self.schema:
             raise UserError(f"{path}: holds other columns than {self.folder / DATASET} says; it is of another dataset")
-        return {name: to_numpy(batch.column(name)) for name in batch.schema.names if name not in ("terminated", "truncated")}
+        columns = {name: to_numpy(batch.column(name)) for name in batch.schema.names if name not in ("terminated", "truncated")}
+        self._offsets[index] = {name: array.ctypes.data - buffer.address for name, array in columns.items()}
+        return columns
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -222,7 +253,10 @@ class Dataset:
     def skills_seen(self) -> list[int]:
         """The skills that any step is of, in order."""
         shards = np.unique(self.episodes.shard).tolist()
-        return sorted(set().union(*(np.unique(self.shard(shard)["skill"]).tolist() for shard in shards)) - {-1})
+        seen = sorted(set().union(*(np.unique(self.shard(shard)["skill"]).tolist() for shard in shards)) - {-1})
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)  # the pages that were read
+        return seen
 
     def episode(self, index: int, names: Sequence[str] | None = None) -> dict[str, Array]:
         """The columns (length, ...) of an episode, views of the files; `terminated` and `truncated` included."""

@@ -1,8 +1,8 @@
-"""Windows of steps drawn from memory-mapped datasets: what a policy learns from offline."""
+"""Windows of steps drawn from the files of datasets: what a policy learns from offline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexrl.config import UserError
-from flexrl.dataset import Dataset, DatasetInfo
+from flexrl.dataset import Dataset, DatasetInfo, columns_of
 from flexrl.goals import PLACE_SEEN
 from flexrl.phrasings import distorted
 from flexrl.text_encoders import Encoder, embed, find_encoder
 
 Array = NDArray[Any]
-# Windows between which the pages that they touched are given back: memory does not grow with the data. A window touches 30 KB,
-# and where the files lie in the system's cache it maps what is around as well, 240 KB in all.
-RELEASE_EVERY = 1024
 # What a goal is made of, by the name of the block that shows it in a world's observation.
 GOAL_BLOCKS = {"skill": "one_hot", "command": "command", "place": "place", "words": "embedding"}
 
@@ -59,21 +56,15 @@ class WindowSampler:
         self.datasets, self.length, self.goal, self._needs_returns = datasets, length, list(goal), needs_returns
         self._target = target
         self.info = datasets[0].info
-        self._num_read = 0  # windows since pages were given back
         self._body_columns = self.info.columns_of(is_goal=False)
-        self._readers = [goal_reader(part, dataset, word_variants) for dataset in datasets for part in goal]
+        self._readers = [goal_reader(part, datasets[0], word_variants) for part in goal]
         chosen = [np.flatnonzero(mask) for mask in select]
         tables = [dataset.episodes for dataset in datasets]
-        self._length, self._start = (
+        self._length, self._start, self._shard = (
             np.concatenate([getattr(table, name)[kept] for table, kept in zip(tables, chosen, strict=True)])
-            for name in ("length", "start")
+            for name in ("length", "start", "shard")
         )
-        self._files = [(which, shard) for which, table in enumerate(tables) for shard in np.unique(table.shard).tolist()]
-        number = {place: i for i, place in enumerate(self._files)}
-        self._file = np.array(
-            [number[which, shard] for which, kept in enumerate(chosen) for shard in tables[which].shard[kept].tolist()],
-            np.int64,
-        )
+        self._dataset = np.repeat(np.arange(len(datasets)), [len(kept) for kept in chosen])
         self._ends = np.cumsum(self._length)
         if len(self._ends) == 0:
             raise UserError(f"{datasets[0].folder}: no episode is left of the selection")
@@ -113,43 +104,44 @@ class WindowSampler:
         return self._read(np.array([episode]), np.array([first]), None)
 
     def _read(self, rows: NDArray[np.intp], firsts: NDArray[np.int64], rng: np.random.Generator | None) -> Windows:
-        count, length = len(rows), self.length
-        body = np.zeros((count, length, self.body_size), np.float32)
-        goal = np.zeros((count, length, self.goal_size), np.float32)
-        action = np.zeros((count, length, self.info.action_size), np.float32)
-        target = np.zeros_like(action)
-        returns = np.zeros((count, length), np.float32)
-        start = self._start[rows] + firsts  # rows of the files
-        end = self._start[rows] + self._length[rows]
-        index = start[:, None] + np.arange(length)
-        valid = index < end[:, None]
-        index = np.minimum(index, end[:, None] - 1)
-        num_parts = len(self.goal)
-        file = self._file[rows]
-        luck = None if rng is None or "words" not in self.goal else rng.random((count, len(self.info.skills)))
-        for number in np.unique(file):
-            mine = np.flatnonzero(file == number)
-            which, shard = self._files[number]
-            columns = self.datasets[which].shard(shard)
-            taken, kept = index[mine], valid[mine][..., None]
-            observation = columns["observation"][taken]
-            body[mine] = observation[..., self._body_columns] * kept
-            steps = GoalSteps(columns, taken, observation, None if luck is None else luck[mine])
-            parts = [read(steps) for read in self._readers[which * num_parts : (which + 1) * num_parts]]
-            if parts:
-                goal[mine] = np.concatenate(parts, axis=-1) * kept
-            action[mine] = columns["action"][taken] * kept
-            target[mine] = action[mine] if self._target == "action" else columns[self._target][taken] * kept
-            if self._needs_returns:
-                for i in mine.tolist():
-                    returns[i] = _returns_to_go(columns["reward"][start[i] : end[i]], length)
-        self._num_read += count
-        if self._num_read >= RELEASE_EVERY:
-            self._num_read = 0
-            for dataset in self.datasets:
-                dataset.release()
+        length = self.length
+        starts = self._start[rows] + firsts  # rows of the files
+        left = self._length[rows] - firsts  # steps to each episode's end
+        counts = np.minimum(left, length)
         time = firsts[:, None] + np.arange(length)
-        return Windows(body, goal, action, target, returns, time, valid)
+        valid = np.arange(length) < counts[:, None]
+        luck = None if rng is None or "words" not in self.goal else rng.random((len(rows), len(self.info.skills)))
+
+        def read(name: str) -> Array:
+            return self._read_column(name, rows, starts, counts, length)
+
+        observation, action = read("observation"), read("action")
+        steps = GoalSteps(read, observation, luck)
+        parts = [reader(steps) for reader in self._readers]
+        goal = np.concatenate(parts, axis=-1) * valid[..., None] if parts else np.zeros((*valid.shape, 0), np.float32)
+        returns = np.zeros(valid.shape, np.float32)
+        if self._needs_returns:
+            rewards = self._read_column("reward", rows, starts, left, int(left.max()))
+            for i, number in enumerate(left.tolist()):
+                returns[i] = _returns_to_go(rewards[i, :number], length)
+        target = action if self._target == "action" else read(self._target)
+        return Windows(observation[..., self._body_columns], goal, action, target, returns, time, valid)
+
+    def _read_column(
+        self, name: str, rows: NDArray[np.intp], starts: NDArray[np.int64], counts: NDArray[np.int64], length: int
+    ) -> Array:
+        """`counts` steps of each episode from its file's row `starts` on, zeros behind them, (num_windows, length, ...)."""
+        column = columns_of(self.info)[name]
+        out = np.zeros((len(rows), length, *column.shape), column.dtype)
+        owner = self._dataset[rows]
+        for which in np.unique(owner).tolist():
+            mine = np.flatnonzero(owner == which)
+            part = out if len(mine) == len(rows) else np.zeros((len(mine), *out.shape[1:]), out.dtype)
+            where = (self._shard[rows[mine]], starts[mine], counts[mine])
+            self.datasets[which].read_into(part, name, *(numbers.tolist() for numbers in where))
+            if part is not out:
+                out[mine] = part
+        return out
 
 
 def _returns_to_go(rewards: NDArray[np.float32], length: int) -> NDArray[np.float64]:
@@ -179,11 +171,10 @@ def encoder_of(info: DatasetInfo) -> Encoder:
 
 @dataclass(frozen=True)
 class GoalSteps:
-    """Steps of one file whose goals are to be read: rows of its columns, (num_windows, length)."""
+    """Steps whose goals are to be read."""
 
-    columns: Mapping[str, Array]
-    rows: NDArray[np.int64]
-    observation: NDArray[np.float32]  # of those rows
+    read: Callable[[str], Array]  # a column of them by its name, (num_windows, length, ...)
+    observation: NDArray[np.float32]
     luck: NDArray[np.float64] | None  # [0, 1) a window and skill, (num_windows, num_skills), which draw its words; None: none
 
 
@@ -197,9 +188,9 @@ def goal_reader(part: str, dataset: Dataset, word_variants: int = 0) -> Callable
         raise UserError(f"goal: {dataset.folder} is of a world without skills; write []")
     if part == "skill":
         rows = np.eye(len(info.skills), dtype=np.float32)
-        return lambda steps: rows[steps.columns["skill"][steps.rows]]
+        return lambda steps: rows[steps.read("skill")]
     if part == "command":
-        return lambda steps: steps.columns["command"][steps.rows]
+        return lambda steps: steps.read("command")
     if part == "words":
         return _words_reader(info, word_variants)
     offset = 0
@@ -225,9 +216,9 @@ def _words_reader(info: DatasetInfo, variants: int) -> Callable[[GoalSteps], Arr
 
     def read(steps: GoalSteps) -> Array:
         if steps.luck is None:
-            return vectors[steps.columns["goal"][steps.rows]]
+            return vectors[steps.read("goal")]
         phrases = firsts + (steps.luck * counts).astype(np.int64)  # (num_windows, num_skills)
-        return drawn[np.take_along_axis(phrases, steps.columns["skill"][steps.rows].astype(np.int64), axis=1)]
+        return drawn[np.take_along_axis(phrases, steps.read("skill").astype(np.int64), axis=1)]
 
     return read
 
