@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,8 +36,27 @@ def make_learner(
     return Learner(settings, world, num_steps=num_steps, seed=seed, device=device, replay_folder=replay_folder)
 
 
-def without_room(settings: Any) -> Any:
-    """The settings of a learner that is only looked at, or played: no buffer, and a rollout that SB3 takes with one env."""
+def make_idle_learner(settings: Any, world: VecEnv, *, device: str, optimizer: bool = False) -> Learner:
+    """The same to look at or to play, which does not learn: no buffer, and no `optimizer` unless it is asked for.
+
+    torch imports what it compiles with for the first optimiser of a process, which takes two seconds.
+    """
+    own = settings.policy_kwargs
+    is_idle = not optimizer and own.optimizer_kwargs == type(own).model_fields["optimizer_kwargs"].get_default()
+    idle = {"optimizer_class": _Idle} if is_idle else {}
+    return Learner(_without_room(settings), world, num_steps=1, seed=0, device=device, policy_kwargs=idle)
+
+
+class _Idle(torch.optim.Optimizer):
+    """Holds parameters and never moves them."""
+
+    def __init__(self, params: Any, lr: float = 0.0, **kwargs: Any) -> None:
+        self.defaults, self.state = {"lr": lr}, {}  # type: ignore[assignment]
+        self.param_groups = [{"params": list(params), "lr": lr}]
+
+
+def _without_room(settings: Any) -> Any:
+    """Its settings: SB3 takes no rollout of one step with one env."""
     update: dict[str, Any] = {}
     if hasattr(settings, "buffer_size"):
         update |= {"buffer_size": 1, "save_replay_buffer": False}
@@ -82,12 +103,21 @@ class Learner:
     """One SB3 model on one world: `improve` is a rollout and an update, `get_state` everything that the next one depends on."""
 
     def __init__(
-        self, settings: Any, world: VecEnv, *, num_steps: int, seed: int, device: str, replay_folder: Path | None = None
+        self,
+        settings: Any,
+        world: VecEnv,
+        *,
+        num_steps: int,
+        seed: int,
+        device: str,
+        replay_folder: Path | None = None,
+        policy_kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.world = world
         self.normaliser = world if isinstance(world, VecNormalize) else None
         self.total_steps = num_steps
         policy, arguments = _arguments(settings, world, replay_folder)
+        arguments["policy_kwargs"] |= policy_kwargs
         self.model = LEARNERS[settings.name](policy, world, seed=seed, device=device, verbose=0, **arguments)
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         self._started = False

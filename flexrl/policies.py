@@ -19,7 +19,7 @@ from flexrl import config, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.dt import DecisionTransformer, Sizes
 from flexrl.learner_settings import SETTINGS, LearnerSettings
-from flexrl.learners import Learner, make_learner, without_room
+from flexrl.learners import Learner, make_idle_learner
 from flexrl.motor_settings import MotorSettings
 from flexrl.offline import (
     Cloner,
@@ -203,8 +203,8 @@ def open_snapshot(folder: Path) -> Snapshot:
     return Snapshot(folder, about, config.load(PlayedSettings, folder / "settings.yaml"))
 
 
-def restore_learner(snapshot: Snapshot, num_envs: int = 1) -> Learner:
-    """The snapshot's SB3 model with its normaliser, on `num_envs` copies of its world."""
+def restore_learner(snapshot: Snapshot, num_envs: int = 1, optimizer: bool = False) -> Learner:
+    """The snapshot's SB3 model with its normaliser, on `num_envs` copies of its world; to be trained on, with an optimiser."""
     settings = snapshot.settings
     world_settings = settings.world.model_copy(update={"num_envs": num_envs} | _in_process(settings.world))
     world = normalise(make_world(world_settings), settings.normalize_observations, False, 0.99)
@@ -216,7 +216,7 @@ def restore_learner(snapshot: Snapshot, num_envs: int = 1) -> Learner:
             )
     with warnings.catch_warnings():  # its mini-batches need not fit the few envs that it is played in
         warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
-        learner = make_learner(without_room(settings.learner), world, num_steps=1, seed=0, device="cpu")
+        learner = make_idle_learner(settings.learner, world, device="cpu", optimizer=optimizer)
     weights = snapshots.read_arrays(snapshot.folder / "policy.safetensors")
     learner.model.policy.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     learner.model.policy.set_training_mode(False)
@@ -252,7 +252,7 @@ def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
     """The snapshot as an SB3 zip, with `<name>_vecnormalize.pkl` beside it if observations are normalised."""
     if snapshot.about["kind"] != "sb3":
         raise UserError(f"{snapshot.folder}: learned from a dataset, and has no Stable-Baselines3 model to export")
-    learner = restore_learner(snapshot)
+    learner = restore_learner(snapshot, optimizer=True)
     try:
         path.parent.mkdir(exist_ok=True)
         learner.model.save(path)

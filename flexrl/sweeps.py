@@ -99,6 +99,7 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
     names = _short_names(sweep)
     trials: list[Trial] = []
     digests: dict[str, str] = {}  # of inputs
+    taken: set[int] = set()  # seeds that the verb's settings have been seen to take
     for point in _points(sweep):
         if any(all(point.get(key) == value for key, value in rule.items()) for rule in sweep.exclude):
             continue
@@ -107,10 +108,15 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
         values = {**extra, **{key: value for key, value in point.items() if key != "name"}}
         values = dict(sorted(values.items(), key=lambda item: not f".{item[0]}".endswith(CHOOSES)))  # what chooses comes first
         own = [config.override(key, placed(value, f"{path}: {key}={_show(value)}")) for key, value in values.items()]
+        settings: Any = None
         for seed in sweep.all_seeds:
-            last = config.override("seed", Value(seed, f"{path}: seeds"))
-            settings = config.settle(verb.model, [layers[source], *shared, *own, last], str(source or path))
-            _check_taken(settings, values, path)
+            if settings is None or seed not in taken:
+                last = config.override("seed", Value(seed, f"{path}: seeds"))
+                settings = config.settle(verb.model, [layers[source], *shared, *own, last], str(source or path))
+                _check_taken(settings, values, path)
+                taken.add(seed)
+            else:  # the same but for the seed; to settle each anew is a third of a plan
+                settings = settings.model_copy(update={"seed": seed})
             for name in verb.inputs(settings):
                 digests[name] = digests.get(name) or input_digest(name)
             inputs = {name: digests[name] for name in verb.inputs(settings)}

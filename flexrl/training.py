@@ -16,7 +16,7 @@ from flexrl import render, runs, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.evaluation import Trail, metrics_of, run_episodes, summarise
 from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
-from flexrl.learners import Learner, make_learner, without_room
+from flexrl.learners import Learner, make_idle_learner
 from flexrl.motor_settings import MotorSettings, TaskName, resolve_tasks
 from flexrl.policies import Snapshot, load_policy, open_snapshot, policy_of
 from flexrl.warm_start import init_from
@@ -119,7 +119,7 @@ def rehearse(settings: TrainSettings, is_new: bool) -> None:
 
 def make_small_learner(settings: TrainSettings, world: Any) -> Learner:
     """The settings' learner on a world of one env, with room for nothing."""
-    return make_learner(without_room(settings.learner), world, num_steps=1, seed=0, device=settings.device)
+    return make_idle_learner(settings.learner, world, device=settings.device)
 
 
 def find_parent(settings: TrainSettings, run: runs.Run[TrainSettings]) -> Snapshot | None:
