@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +90,24 @@ def test_windows_are_slices_of_the_episodes(dataset: Dataset) -> None:
         assert window.valid[0].sum() == n
         assert not window.body[0, n:].any()
         assert window.time[0, 0] == first
+
+
+def test_windows_are_read_with_few_files_open(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    assert len(np.unique(dataset.episodes.shard)) > 3
+    expected = WindowSampler([dataset], [everything(dataset)], ["command"], 5).draw(200, rng)
+    monkeypatch.setattr("flexrl.dataset.MAX_OPEN", 2)
+    copied = shutil.copytree(dataset.folder, tmp_path / "copied")
+    twice = [open_dataset(copied), open_dataset(dataset.folder)]  # the first is the one that is drawn from
+    select = [everything(dataset), ~everything(dataset)]
+    sampler = WindowSampler(twice, select, ["command"], 5)
+    windows = sampler.draw(200, np.random.default_rng(3))
+    for name in ("body", "goal", "action", "returns_to_go", "time", "valid"):
+        np.testing.assert_array_equal(getattr(windows, name), getattr(expected, name))
+    for path in copied.glob("*.arrow"):
+        os.truncate(path, path.stat().st_size // 10)  # where observations are
+    with pytest.raises(UserError, match=r"\.arrow: is cut or damaged; copy the dataset anew"):
+        sampler.draw(200, np.random.default_rng(3))
 
 
 def test_every_step_is_as_likely_to_be_the_first(dataset: Dataset) -> None:
