@@ -112,41 +112,46 @@ def draw_axes(path: Path, sweep: SweepSettings, points: Sequence[Point]) -> None
         for axis in dict.fromkeys(key for point in finished for key in point.values)
         if len({_tick(point.values.get(axis)) for point in finished}) > 1
     ][:MAX_PANELS]
-    figure, panels = plt.subplots(1, max(len(axes), 1), figsize=(4.2 * max(len(axes), 1), 3.4), squeeze=False, sharey=True)
+    figure, panels = plt.subplots(
+        1, max(len(axes), 1), figsize=(4.4 * max(len(axes), 1), 4.0), squeeze=False, sharey=True, layout="constrained"
+    )
     for panel, axis in zip(panels[0], axes, strict=False):
-        _draw_axis(panel, axis, finished)
+        _draw_axis(panel, axis, finished, [*sweep.grid.get(axis, []), *sweep.zip.get(axis, [])])
     if not axes:
         panels[0][0].boxplot([point.scores for point in finished], tick_labels=[point.label for point in finished])
-    panels[0][0].set_ylabel(f"{sweep.metric}, interquartile mean over seeds")
-    figure.tight_layout()
+    panels[0][0].set_ylabel(f"{sweep.metric}\n(interquartile mean over seeds, 95 %)")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _draw_axis(panel: Any, axis: str, points: Sequence[Point]) -> None:
+def _draw_axis(panel: Any, axis: str, points: Sequence[Point], order: Sequence[Any]) -> None:
+    """`order` of values that are no numbers, as the sweep has them; what is not there comes after."""
     values: list[Any] = [point.values.get(axis) for point in points]
     numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    ticks = sorted(set(values)) if numeric else list(dict.fromkeys(map(_tick, values)))
+    known = dict.fromkeys(map(_tick, order))
+    names = [*[name for name in known if name in set(map(_tick, values))], *dict.fromkeys(map(_tick, values))]
+    ticks = sorted(set(values)) if numeric else list(dict.fromkeys(names))
     spread = numeric and min(values) > 0 and max(values) / min(values) > 8
     where: dict[Any, float] = {tick: float(tick) if numeric else float(i) for i, tick in enumerate(ticks)}
     others = list(dict.fromkeys(_rest(point, axis) for point in points))
     for i, other in enumerate(others):
         mine = [point for point in points if _rest(point, axis) == other]
-        x = np.array([where[point.values.get(axis) if numeric else _tick(point.values.get(axis))] for point in mine])
-        order = np.argsort(x)
+        aside = 0.0 if numeric else 0.04 * (i - (len(others) - 1) / 2)  # so that intervals can be told apart
+        x = np.array([where[point.values.get(axis) if numeric else _tick(point.values.get(axis))] + aside for point in mine])
+        sorted_by_x = np.argsort(x)
         y = np.array([point.score for point in mine])
         low, high = np.array([point.interval for point in mine]).T
-        error = np.nan_to_num(np.stack([y - low, high - y]))[:, order].clip(min=0)
-        panel.errorbar(
-            x[order], y[order], yerr=error, marker="o", capsize=3, color=f"C{i % 10}", alpha=0.8, label=other or None
-        )
+        error = np.nan_to_num(np.stack([y - low, high - y]))[:, sorted_by_x].clip(min=0)
+        x, y = x[sorted_by_x], y[sorted_by_x]
+        panel.errorbar(x, y, yerr=error, marker="o", capsize=3, color=f"C{i % 10}", alpha=0.8, label=other or None)
     panel.set_xlabel(axis)
     if spread:
         panel.set_xscale("log")
     if not numeric:
         panel.set_xticks(list(where.values()), list(map(str, ticks)), rotation=20 if max(map(len, map(str, ticks))) > 10 else 0)
+        panel.margins(x=0.15)
     if 1 < len(others) <= 8:
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=2)
     panel.grid(alpha=0.3)
 
 
