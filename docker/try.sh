@@ -46,7 +46,7 @@ volumes=(--volume /etc/ssl/certs:/etc/ssl/certs:ro)
 for path in /etc/pip.conf "$HOME/.config/pip/pip.conf"; do
     [ -f "$path" ] && volumes+=(--volume "$path:${path/#$HOME//root}:ro")
 done
-for path in ${PIP_FIND_LINKS:-}; do
+for path in ${PIP_FIND_LINKS:-} $(python3 -m pip config get global.find-links 2>/dev/null || true); do
     [ -d "$path" ] && volumes+=(--volume "$path:$path:ro")
 done
 buildah build --quiet --pull-never --layers=false --target runtime --file docker/Dockerfile --tag "$image" "${volumes[@]}" \
