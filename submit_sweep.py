@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any
 from flexrl import command_line, exit_codes, trial
 from flexrl.config import UserError
 from flexrl.runs import Failed
+from flexrl.yaml_values import nearest
 
 if TYPE_CHECKING:
     from flexrl.local_runner import Chaos
     from flexrl.sweep_ledger import Ledger
     from flexrl.sweep_settings import SweepSettings
 
+FEW_SEEDS = 5
 ASK_ABOUT = ("status", "logs", "report", "fetch", "cancel")
 
 
@@ -41,6 +43,10 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in ASK_ABOUT:
         ask()
         return
+    if sys.argv[1:] and not sys.argv[1].startswith("-"):
+        raise UserError(
+            f"{sys.argv[1]}: expected --sweep FILE, or one of {', '.join(ASK_ABOUT)}{nearest(sys.argv[1], ASK_ABOUT)}"
+        )
     submit(read_submission())
 
 
@@ -124,7 +130,7 @@ def ask() -> None:
 
 def cancel(name: str, ledger: Ledger) -> None:
     """Ends what runs of it on the cluster; here Ctrl-C, or SIGTERM to its process, does."""
-    if all(entry.image is None for entry in ledger.entries().values()):
+    if ledger.ran_here:
         process = ledger.runner()
         if process is None:
             raise UserError(f"{name}: nothing of it runs here")
@@ -139,6 +145,9 @@ def cancel(name: str, ledger: Ledger) -> None:
 
 def fetch(name: str, ledger: Ledger) -> None:
     """Brings what finished on the cluster into this workspace, where `report` and play.py look for it."""
+    if ledger.ran_here:
+        print(f"{name}: ran here; its trials are in {ledger.trials}")
+        return
     from flexrl import fetching
     from flexrl.cluster import Cluster, connect
 
@@ -152,8 +161,11 @@ def print_log(ledger: Ledger, start: str, attempt: int | None) -> None:
     """What an attempt printed."""
     found = [key for key in ledger.entries() if key.startswith(start)]
     if len(found) != 1:
-        raise UserError(f"{start}: {len(found)} trials of this sweep begin so; `status` shows their ids")
+        which = f": {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else ""
+        raise UserError(f"{start}: {len(found)} trials of this sweep begin so{which}; `status` shows their ids")
     attempts = ledger.status(found[0]).attempts
+    if not attempts:
+        raise UserError(f"{found[0]}: has not been started yet")
     number = len(attempts) - 1 if attempt is None else attempt
     path = ledger.log_of(found[0], number)
     if not path.is_file():
@@ -184,11 +196,14 @@ def report(sweep: SweepSettings, ledger: Ledger, as_json: bool) -> None:
     for name in ("point", sweep.metric, "95 %", "seeds"):
         table.add_column(name, justify="left" if name == "point" else "right")
     for p in points:
-        low, high = map(rounded, p.interval)
-        table.add_row(p.label, rounded(p.score), f"{low} to {high}", f"{len(p.scores)}/{p.num_trials}")
+        interval = " to ".join(map(rounded, p.interval)) if len(p.scores) > 1 else "-"
+        table.add_row(p.label, rounded(p.score) if len(p.scores) else "-", interval, f"{len(p.scores)}/{p.num_trials}")
     console = Console()
     console.print(table)
-    console.print(f"interquartile mean over seeds, bootstrap interval; {table_path}, {picture}", highlight=False)
+    few = min(len(p.scores) for p in points if len(p.scores)) < FEW_SEEDS
+    caution = f"; of less than {FEW_SEEDS} seeds it is little more than their range" if few else ""
+    console.print(f"interquartile mean over seeds, interval by the bootstrap{caution}", highlight=False)
+    console.print(f"{table_path}, {picture}", highlight=False, soft_wrap=True)
 
 
 def number(value: float) -> float | None:

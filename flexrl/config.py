@@ -222,6 +222,7 @@ def _cure(detail: Any, found: Value | None) -> str:
         return f"expected one of {', '.join(words)}, found {shown}{nearest(shown.strip(chr(39)), words)}"
     message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    message = message.replace("a valid list", "a list, such as [1, 2]").replace("a valid dictionary", "a mapping of settings")
     if kind.startswith(("int", "float")):
         message = message.replace("a valid integer", "a whole number").split(",")[0]
         message += " (2_000_000 and 2e6 are numbers)" if isinstance(found and found.value, str) else ""

@@ -126,7 +126,7 @@ class Runner:
     def _count_slots(self) -> tuple[int, list[str]]:
         """How many trials fit here at a time, and this machine's GPUs."""
         resources = self.container["resources"]
-        cores, asked = machine.num_threads(), cpus(resources["requests"]["cpu"])
+        cores, asked = machine.num_threads(with_openmp=False), cpus(resources["requests"]["cpu"])
         memory, needed = psutil.virtual_memory().total, num_bytes(resources["requests"]["memory"])
         if asked > cores:
             raise UserError(f"resources.cpu: a trial wants {asked:g} cores, this machine has {cores}")

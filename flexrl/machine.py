@@ -9,9 +9,12 @@ from pathlib import Path
 import psutil
 
 
-def num_threads() -> int:
-    """Logical cores for threads that wait for memory as much as they compute: physics."""
-    return min(os.cpu_count() or 1, *_limits())
+def num_threads(with_openmp: bool = True) -> int:
+    """Logical cores for threads that wait for memory as much as they compute: physics.
+
+    Without `with_openmp`, OMP_NUM_THREADS does not count: to share the cores among processes that each have their own.
+    """
+    return min(os.cpu_count() or 1, *_limits(with_openmp))
 
 
 def num_cores(num_processes: int = 1) -> int:

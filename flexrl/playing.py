@@ -117,7 +117,10 @@ def policy_of(settings: PlaySettings, snapshot: Snapshot | None, world: Any) -> 
 @contextlib.contextmanager
 def opened(settings: PlaySettings) -> Iterator[tuple[Policy, Any]]:
     """The policy and its world, which is closed in the end; UserError for what cannot be played."""
-    snapshot = open_model(settings.model)
+    try:
+        snapshot = open_model(settings.model)
+    except UserError as error:
+        raise UserError(f"--model: {error}") from None
     try:
         world = make_world(world_of(settings, snapshot), settings.seed)
     except (ValueError, ImportError, gymnasium.error.Error) as error:

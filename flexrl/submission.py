@@ -103,7 +103,10 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
         return True
     planned = {row.trial.id: row.trial.num_steps for row in plan.rows}
     if asked.target == "local":
-        runner = Runner(*manifests, [t.id for t in chosen or trials], planned, ledger, asked.chaos)
+        try:
+            runner = Runner(*manifests, [t.id for t in chosen or trials], planned, ledger, asked.chaos)
+        except UserError as error:
+            raise UserError(f"{asked.path}: {error}") from None
     sweep_screen.print_plan(sweep, plan, runner.slots if asked.target == "local" else sweep.parallelism)
     if asked.only_plan:
         return True
@@ -116,6 +119,7 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
         run_there(manifests, [t.id for t in chosen], ledger, lambda: ledger.submit(sweep, trials, asked.image))
     if chosen:
         sweep_screen.print_status(ledger)
+        print(f"{provenance.python()} submit_sweep.py report {sweep.name} compares them")
     return all(ledger.status(t.id).state in ("done", "given up") for t in trials)
 
 

@@ -19,7 +19,7 @@ from flexrl.sweeps import Trial
 
 State = Literal["waiting", "running", "done", "failed", "refused", "given up"]
 OVER = ("done", "failed", "refused", "given up")  # what nobody goes on with by itself
-TAIL = 1 << 16  # bytes at the end of a file of metrics that hold its last line
+TAIL = 1 << 16  # bytes at the end of a file of metrics that hold its last lines
 RESULT = ("policy.safetensors", "normaliser.safetensors", "episodes.json")
 
 
@@ -94,7 +94,11 @@ class Ledger:
     def read_sweep(self) -> SweepSettings:
         """The sweep as it was last submitted; UserError if there is none."""
         if not self.exists:
-            raise UserError(f"{self.folder}: no such sweep; submit_sweep.py --sweep FILE makes one")
+            known = sorted(path.parent.name for path in self.folder.parent.glob("*/trials.json"))
+            there = f"; there are {', '.join(known)}" if known else ""
+            raise UserError(f"{self.folder}: no such sweep{there}; submit_sweep.py --sweep FILE makes one")
+        if not (self.folder / "sweep.yaml").is_file():
+            raise UserError(f"{self.folder / 'sweep.yaml'}: is gone; submit the sweep again, which runs nothing twice")
         return config.load(SweepSettings, self.folder / "sweep.yaml")
 
     def entries(self) -> dict[str, Entry]:
@@ -106,6 +110,11 @@ class Ledger:
             return {key: Entry(**value) for key, value in json.loads(path.read_bytes()).items()}
         except (ValueError, TypeError, AttributeError):
             raise UserError(f"{path}: is damaged; put it back from a copy, or take another name for the sweep") from None
+
+    @property
+    def ran_here(self) -> bool:
+        """Whether no trial was ever given to a cluster."""
+        return all(entry.image is None for entry in self.entries().values())
 
     def submit(self, sweep: SweepSettings, trials: Sequence[Trial], image: str | None) -> None:
         """Notes the trials as those of the sweep, and what each is to be run with."""
@@ -213,16 +222,26 @@ class Ledger:
 
     def last_line(self, trial: str) -> dict[str, Any]:
         """A trial's last whole line of metrics; empty before the first."""
+        lines = self._tail(trial)
+        return lines[-1] if lines else {}
+
+    def _tail(self, trial: str) -> list[dict[str, Any]]:
+        """Its last lines of metrics that are whole."""
         path = self.trials / trial / "metrics.jsonl"
         if not path.is_file():
-            return {}
+            return []
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL, 0))
             lines = file.read().splitlines(keepends=True)
-        for line in reversed(lines):
-            if line.endswith(b"}\n") and line.startswith(b"{"):
-                return dict(json.loads(line))
-        return {}
+        return [json.loads(line) for line in lines if line.endswith(b"}\n") and line.startswith(b"{")]
+
+    def last_value(self, trial: str, metric: str) -> float | None:
+        """The last value of a metric of a trial; null before its first."""
+        for line in reversed(self._tail(trial)):
+            value = line.get(metric)
+            if isinstance(value, (int, float)):
+                return float(value)
+        return None
 
     def metrics_of(self, trial: str) -> list[dict[str, Any]]:
         """A trial's lines of metrics; none before the first."""
@@ -236,6 +255,19 @@ class Ledger:
             return [int(attempt["from_step"]) for attempt in document["attempts"]]
         except (OSError, ValueError, KeyError, TypeError):
             return []  # not begun, or damaged, which the run itself says
+
+    def is_intact(self, trial: str) -> bool:
+        """Whether what a finished trial came to is still here; UserError if it is, and is damaged."""
+        run = self.trials / trial
+        if snapshots.exists(run):  # a dataset, whose readers look at its files
+            return True
+        if not snapshots.exists(run / "latest"):
+            return False
+        try:
+            snapshots.check(run / "latest")
+        except UserError as error:
+            raise UserError(f"{str(error).partition(';')[0]}; remove {run}, and the trial is run again") from None
+        return True
 
     def result_of(self, trial: str) -> str | None:
         """The hash of what a finished trial came to: weights, a dataset, or episodes; null if there is nothing whole."""

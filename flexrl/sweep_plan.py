@@ -75,10 +75,12 @@ def make_plan(sweep: SweepSettings, trials: Sequence[Trial], ledger: Ledger, wor
 
 def _kind_of(trial: Trial, ledger: Ledger, is_stopped: bool) -> tuple[Kind, int]:
     status = ledger.status(trial.id)
-    if status.state == "done" or (status.state == "given up" and is_stopped):
+    if status.state == "given up" and is_stopped:
+        return "done", 0
+    if status.state == "done" and (status.result is None or ledger.is_intact(trial.id)):  # no result: it is on a cluster
         return "done", 0
     step = ledger.step_of(trial.id)
-    if status.state in OVER:
+    if status.state in OVER and status.state != "done":
         return "failed", step
     return ("unfinished" if status.attempts else "new"), step
 

@@ -17,7 +17,9 @@ from flexrl.early_stopping import given_up
 from flexrl.statistics import interquartile_mean, iqm_interval
 from flexrl.sweep_ledger import Entry, Ledger
 from flexrl.sweep_settings import SweepSettings
+from flexrl.yaml_values import nearest
 
+MAX_SERIES = 8  # of a panel
 MAX_PANELS = 12  # axes of a picture
 
 
@@ -55,7 +57,11 @@ def points_of(sweep: SweepSettings, ledger: Ledger, is_told: bool = True) -> lis
         ids = [entry.id for entry in entries]
         points.append(Point(label or "(the base)", dict(entries[0].point), ids, found, len(entries)))
     if is_told and not any(len(point.scores) for point in points):
-        raise UserError(f"{ledger.folder}: no finished trial has the metric {sweep.metric}; see `status`, or set `metric:`")
+        known = sorted({key for group in groups.values() for entry in group for key in ledger.last_line(entry.id)})
+        close = nearest(sweep.metric, known)
+        raise UserError(
+            f"{ledger.folder}: no finished trial has the metric {sweep.metric}{close}; set `metric:` and submit again"
+        )
     sign = -1 if sweep.maximize else 1
     return sorted(points, key=lambda point: (np.isnan(point.score), sign * point.score))
 
@@ -119,6 +125,11 @@ def draw_axes(path: Path, sweep: SweepSettings, points: Sequence[Point]) -> None
         _draw_axis(panel, axis, finished, [*sweep.grid.get(axis, []), *sweep.zip.get(axis, [])])
     if not axes:
         panels[0][0].boxplot([point.scores for point in finished], tick_labels=[point.label for point in finished])
+    if sweep.metric.rpartition("/")[0].endswith("success") or sweep.metric.endswith("success"):
+        panels[0][0].set_ylim(-0.03, 1.03)
+    missing = len(points) - len(finished)
+    if missing:
+        figure.suptitle(f"{missing} of {len(points)} points have no finished trial", fontsize=8)
     panels[0][0].set_ylabel(f"{sweep.metric}\n(interquartile mean over seeds, 95 %)")
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -143,14 +154,19 @@ def _draw_axis(panel: Any, axis: str, points: Sequence[Point], order: Sequence[A
         low, high = np.array([point.interval for point in mine]).T
         error = np.nan_to_num(np.stack([y - low, high - y]))[:, sorted_by_x].clip(min=0)
         x, y = x[sorted_by_x], y[sorted_by_x]
-        panel.errorbar(x, y, yerr=error, marker="o", capsize=3, color=f"C{i % 10}", alpha=0.8, label=other or None)
+        is_lone = np.array([len(point.scores) == 1 for point in mine])[sorted_by_x]
+        colour, line = f"C{i % 10}", "-" if numeric and len(others) <= MAX_SERIES else ""
+        if len(others) > MAX_SERIES:  # points at random: none has another that differs in this axis alone
+            colour = "C0"
+        panel.errorbar(x, y, yerr=error, marker="o", ls=line, capsize=3, color=colour, alpha=0.8, label=other or None)
+        panel.plot(x[is_lone], y[is_lone], "o", mfc="white", color=colour)  # one seed says nothing of the others
     panel.set_xlabel(axis)
     if spread:
         panel.set_xscale("log")
     if not numeric:
         panel.set_xticks(list(where.values()), list(map(str, ticks)), rotation=20 if max(map(len, map(str, ticks))) > 10 else 0)
         panel.margins(x=0.15)
-    if 1 < len(others) <= 8:
+    if 1 < len(others) <= MAX_SERIES:
         panel.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=2)
     panel.grid(alpha=0.3)
 
@@ -160,4 +176,6 @@ def _rest(point: Point, axis: str) -> str:
 
 
 def _tick(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value).strip('"')
+    if isinstance(value, str):
+        return "/".join(value.split("/")[-2:])  # of a path what tells it from its neighbours
+    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value)

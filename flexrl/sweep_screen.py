@@ -50,30 +50,29 @@ def print_plan(sweep: SweepSettings, plan: Plan, at_a_time: int) -> None:
         left = f"{short(plan.steps_left)} steps, {at_a_time} at a time"
         console.print(f"about {duration(hours * 3600)}: {left}, {speed}", highlight=False)
     elif plan.to_run:
-        console.print(f"{short(plan.steps_left)} steps to do; no earlier run of this kind says how fast", highlight=False)
+        console.print(f"{short(plan.steps_left)} steps to do; nothing that ran here says how fast", highlight=False)
 
 
-def status_table(ledger: Ledger, entries: Sequence[Entry], width: int) -> Table:
+def status_table(ledger: Ledger, entries: Sequence[Entry], width: int, metric: str) -> Table:
     """A row a trial; in a narrow terminal its point stands under its id."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", overflow="fold")
     if width >= WIDE:
         table.add_column("point", overflow="fold")
-    for name in ("state", "tries", "steps", "steps/s", "left", "lost", "return"):
+    for name in ("state", "tries", "steps", "steps/s", "left", "lost", metric):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for entry in entries:
-        key, title, *others = row_of(entry, ledger.status(entry.id), ledger)
+        key, title, *others = row_of(entry, ledger.status(entry.id), ledger, metric)
         table.add_row(*((key, title) if width >= WIDE else (Text(f"{key}\n").append(str(title), "dim"),)), *others)
     return table
 
 
-def row_of(entry: Entry, status: Status, ledger: Ledger) -> list[Text | str]:
+def row_of(entry: Entry, status: Status, ledger: Ledger, metric: str) -> list[Text | str]:
     """A trial's row of the table."""
     line = ledger.last_line(entry.id)
     step, planned = int(line.get("step", 0)), entry.planned_steps
     speed = line.get("time/env_steps_per_second") or line.get("time/updates_per_second")
     left = (planned - step) / speed if speed and status.state not in OVER else None
-    score = next((line[key] for key in ("eval/return", "rollout/return", "train/loss") if key in line), None)
     return [
         entry.id,
         entry.title,
@@ -83,7 +82,7 @@ def row_of(entry: Entry, status: Status, ledger: Ledger) -> list[Text | str]:
         rounded(speed),
         duration(left) if left is not None else "-",
         short(status.lost_steps) if status.lost_steps else "-",
-        rounded(score),
+        rounded(ledger.last_value(entry.id, metric)),
     ]
 
 
@@ -91,7 +90,7 @@ def print_status(ledger: Ledger) -> None:
     """The table of the sweep as it was last submitted, why trials failed, and how many stand how."""
     console = Console()
     entries = sorted((e for e in ledger.entries().values() if e.is_current), key=lambda e: (e.label, e.seed))
-    console.print(status_table(ledger, entries, console.width))
+    console.print(status_table(ledger, entries, console.width, ledger.read_sweep().metric))
     statuses = {entry.id: ledger.status(entry.id) for entry in entries}
     for key, status in statuses.items():
         if status.state in ("failed", "refused") and status.attempts:
@@ -116,6 +115,7 @@ class Screen:
     def __init__(self, ledger: Ledger, trials: Sequence[str]) -> None:
         self._ledger, self._trials = ledger, trials
         self._entries = ledger.entries()
+        self._metric = ledger.read_sweep().metric
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._shown = -float("inf")
@@ -136,14 +136,20 @@ class Screen:
             self._tell_start(process)
         seconds = time.monotonic() - self._shown
         if self._console.is_terminal and seconds > 1.0:
-            table = status_table(self._ledger, [self._entries[process.trial] for process in running], self._console.width)
+            table = status_table(
+                self._ledger, [self._entries[process.trial] for process in running], self._console.width, self._metric
+            )
             table.caption = f"{len(self._trials) - num_left - len(running)} of {len(self._trials)} over, {num_left} to start"
             self._live.update(table, refresh=True)
             self._shown = time.monotonic()
         elif not self._console.is_terminal and seconds > SECONDS_BETWEEN_LINES:
             for process in running:
-                row = [str(cell) for cell in row_of(self._entries[process.trial], process.status, self._ledger)]
-                print(f"{row[0]}  {row[1]}  {row[4]} steps  {row[5]} steps/s  return {row[8]}", file=sys.stderr, flush=True)
+                row = [str(cell) for cell in row_of(self._entries[process.trial], process.status, self._ledger, self._metric)]
+                print(
+                    f"{row[0]}  {row[1]}  {row[4]} steps  {row[5]} steps/s  {self._metric} {row[8]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self._shown = time.monotonic()
 
     def _tell_start(self, process: Process) -> None:
@@ -152,4 +158,6 @@ class Screen:
             return
         self._told[process.trial] = number
         again = "" if number == 1 else f" (attempt {number}; the last one: {process.status.attempts[-2].how})"
-        self._console.print(f"starting {process.trial}  {self._entries[process.trial].title}{again}", highlight=False)
+        self._console.print(
+            f"starting {process.trial}  {self._entries[process.trial].title}{again}", highlight=False, soft_wrap=True
+        )

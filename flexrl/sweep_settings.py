@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flexrl import config
 from flexrl.config import Settings
 from flexrl.early_stopping import StopSettings
-from flexrl.yaml_values import Value
+from flexrl.yaml_values import Value, nearest
 
-CORES = r"^\d+(\.\d+)?m?$"  # of Kubernetes
-BYTES = r"^\d+(\.\d+)?([kMGT]|[KMGT]i)?$"
+CORES = r"\d+(\.\d+)?m?"  # of Kubernetes
+BYTES = r"\d+(\.\d+)?([kMGT]|[KMGT]i)?"
+EVALUATED = ("return", "success", "length", "mean_speed", "terminated", "loss", "stochastic")
+METRICS = ("eval", "rollout", "train", "time", "reward", "world", "curriculum")  # what a metric's name begins with
 VerbName = Literal["train.py", "collect.py", "train_dt.py", "play.py"]
 
 
@@ -89,8 +91,8 @@ class ResourceSettings(Settings):
     """What one trial takes."""
 
     # CPU cores, as Kubernetes writes them: 1, 0.5, 500m
-    cpu: str = Field("1", pattern=CORES)
-    memory: str = Field("2Gi", pattern=BYTES)
+    cpu: str = "1"
+    memory: str = "2Gi"
     gpu: int = Field(0, ge=0, le=64)
     # of GKE, such as nvidia-l4; null: any
     accelerator: str | None = Field(None, pattern=r"^[a-z0-9-]{1,63}$")
@@ -99,7 +101,10 @@ class ResourceSettings(Settings):
 
     @field_validator("cpu", "memory")
     @classmethod
-    def _is_something(cls, quantity: str) -> str:
+    def _is_something(cls, quantity: str, info: ValidationInfo) -> str:
+        pattern, example = (CORES, "2 or 500m") if info.field_name == "cpu" else (BYTES, "2Gi or 500Mi")
+        if not re.fullmatch(pattern, quantity):
+            raise ValueError(f"expected an amount as Kubernetes writes it, such as {example}, found {quantity!r}")
         if not re.search(r"[1-9]", quantity):
             raise ValueError("expected more than nothing")
         return quantity
@@ -121,7 +126,7 @@ class SweepSettings(Settings):
     """What a sweep is."""
 
     # its folder in workspace/sweeps/
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    name: str
     verb: VerbName = "train.py"
     # the base of every trial, relative to this file; null: the verb's defaults
     config: str | None = None
@@ -160,13 +165,32 @@ class SweepSettings(Settings):
     # gives points up that fall behind; null: all are run to their end
     stop: StopSettings | None = None
 
+    @field_validator("name")
+    @classmethod
+    def _can_name_a_job(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name):
+            raise ValueError(f"expected up to 40 small letters, digits and '-', such as learning-rates, found {name!r}")
+        return name
+
+    @field_validator("metric")
+    @classmethod
+    def _is_a_metric(cls, metric: str) -> str:
+        family, _, rest = metric.partition("/")
+        if family not in METRICS or not rest:
+            example = f"one that begins with {', '.join(METRICS)}, such as eval/return"
+            raise ValueError(f"expected a metric of metrics.jsonl, {example}, found {metric!r}")
+        if family == "eval" and rest.partition("/")[0] not in EVALUATED:
+            words = [f"eval/{name}" for name in EVALUATED]
+            raise ValueError(f"no evaluation has {metric!r}{nearest(metric, words)}; it has {', '.join(words)}")
+        return metric
+
     @field_validator("seeds")
     @classmethod
     def _are_seeds(cls, seeds: Seeds) -> Seeds:
         if isinstance(seeds, int) and not 1 <= seeds <= 1000:
             raise ValueError("expected how many seeds, 1 to 1,000, or a list of them")
         if isinstance(seeds, list) and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
-            raise ValueError("expected seeds that differ, such as [0, 1, 2]")
+            raise ValueError("expected different whole numbers from 0 up, such as [0, 1, 2]")
         return seeds
 
     @model_validator(mode="after")

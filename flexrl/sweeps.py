@@ -98,10 +98,13 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
     shared = [config.override(key, placed(value, f"{path}: set: {key}")) for key, value in sweep.set.items()]
     names = _short_names(sweep)
     trials: list[Trial] = []
+    unused = set(range(len(sweep.exclude)))
     digests: dict[str, str] = {}  # of inputs
     taken: set[int] = set()  # seeds that the verb's settings have been seen to take
     for point in _points(sweep):
-        if any(all(point.get(key) == value for key, value in rule.items()) for rule in sweep.exclude):
+        left_out = [i for i, rule in enumerate(sweep.exclude) if all(point.get(key) == value for key, value in rule.items())]
+        if left_out:
+            unused -= set(left_out)
             continue
         source = _config_of(sweep, path, point)
         extra = next((e.set for e in sweep.list if e.name == point.get("name")), {})
@@ -123,6 +126,8 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
             digest = identity(sweep.verb, settings, code, image, inputs)
             length = int(getattr(settings, verb.length))
             trials.append(Trial(digest, _label(point, names), seed, point, settings, length, inputs))
+    if unused:
+        raise UserError(f"{path}: exclude: no point agrees with {_show(dict(sweep.exclude[min(unused)]))}")
     if not trials:
         raise UserError(f"{path}: comes to no trial; `exclude` leaves none")
     return _distinct(trials, path, sweep, names)
@@ -185,7 +190,9 @@ def _distinct(trials: Sequence[Trial], path: Path, sweep: SweepSettings, names: 
     by_id: dict[str, Trial] = {}
     for trial in trials:
         if trial.id in by_id and not is_drawn:
-            raise UserError(f"{path}: '{trial.title}' and '{by_id[trial.id].title}' are the same trial; keep one")
+            other = by_id[trial.id].title
+            again = "stands there twice" if other == trial.title else f"and '{other}' are the same trial"
+            raise UserError(f"{path}: '{trial.title}' {again}; keep one")
         by_id.setdefault(trial.id, trial)
     count = Counter(trial.title for trial in by_id.values())
     distinct = [
@@ -202,6 +209,8 @@ def _check_names(sweep: SweepSettings, path: Path) -> None:
     """UserError if `include` or `exclude` speak of what is not there."""
     named = {experiment.name for experiment in sweep.list}
     axes = {*sweep.zip, *sweep.grid, *(sweep.random.axes if sweep.random else {}), *(["name"] if named else [])}
+    if "seed" in axes or any("seed" in point for point in sweep.include):
+        raise UserError(f"{path}: seed: is no axis; write seeds: [0, 1, 2], or how many")
     for rule in sweep.exclude:
         for key in rule:
             if key not in axes:

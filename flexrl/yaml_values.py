@@ -69,7 +69,7 @@ def read_file(path: Path) -> dict[str, Value]:
         raise UserError(f"{path}: {error.strerror}") from None
     value = parse(text, str(path))
     if value.value is None:
-        raise UserError(f"{path}: is empty; write settings such as 'num_steps: 1_000_000', or leave --config away")
+        raise UserError(f"{path}: is empty; write settings such as 'num_steps: 1_000_000', or leave the file away")
     if not isinstance(value.value, dict):
         raise UserError(f"{value.where}: expected a mapping of settings such as 'num_steps: 1_000_000', found {show(value)}")
     return value.value

@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,14 +161,18 @@ def test_what_is_drawn_twice_is_run_once(tmp_path: Path) -> None:
         ({"grid": {"num_steps": list(range(1, 5001))}, "seeds": 200}, "comes to 1,000,000 trials; add --yes"),
         ({"exclude": [{"learner.gama": 0.9}]}, "exclude: there is no axis 'learner.gama'"),
         ({"include": [{"name": "bold"}]}, "nothing in `list` is called 'bold'"),
-        ({"include": [{"learner.learning_rate": 1e-4}]}, "are the same trial; keep one"),
+        ({"include": [{"learner.learning_rate": 1e-4}]}, "stands there twice; keep one"),
         ({"exclude": [{"learner.learning_rate": 1e-4}, {"learner.learning_rate": 1e-3}]}, "comes to no trial"),
         ({"random": {"n": 2, "axes": {"learner.gamma": {"uniform": [1, 0]}}}}, "expected two rising numbers"),
         ({"random": {"n": 2, "axes": {"learner.gamma": {}}}}, "expected one of uniform, log_uniform, whole or choice"),
         ({"config": "nothing.yaml"}, "nothing.yaml: no such file"),
         ({"verb": "trian.py"}, "did you mean 'train.py'?"),
         ({"seeds": 0}, "seeds: expected how many seeds"),
-        ({"seeds": [1, 1]}, "seeds: expected seeds that differ"),
+        ({"metric": "eval/retrun"}, "did you mean 'eval/return'?"),
+        ({"metric": "speed"}, "metric: expected a metric of metrics.jsonl"),
+        ({"grid": {"seed": [1, 2]}}, "seed: is no axis; write seeds"),
+        ({"exclude": [{"learner.learning_rate": 0.5}]}, "exclude: no point agrees"),
+        ({"seeds": [1, 1]}, "seeds: expected different whole numbers"),
         ({"resources": {"cpu": "many"}}, "resources.cpu"),
         ({"resources": {"cpu": 0}}, "resources.cpu"),
         ({"resources": {"cpu": "2Gi"}}, "resources.cpu"),
@@ -575,3 +580,20 @@ def test_evaluations_can_be_swept(tmp_path: Path) -> None:
         check=True,
     )
     assert [len(point["scores"]) for point in json.loads(told.stdout)] == [2, 2]
+
+
+def test_what_was_done_and_is_gone_is_run_again(tmp_path: Path) -> None:
+    path = written(tmp_path, grid=None, seeds=1)
+    assert submit(path, tmp_path / "w").returncode == 0
+    ledger = Ledger(tmp_path / "w" / "sweeps" / "tiny")
+    (key,) = ledger.entries()
+    before = ledger.status(key).result
+    latest = ledger.trials / key / "latest" / "policy.safetensors"
+    latest.write_bytes(latest.read_bytes()[:-1])
+    damaged = submit(path, tmp_path / "w")
+    assert damaged.returncode == 2
+    assert damaged.stderr.endswith(f"remove {ledger.trials / key}, and the trial is run again\n")
+    shutil.rmtree(ledger.trials / key)
+    again = submit(path, tmp_path / "w")
+    assert again.returncode == 0, again.stderr
+    assert ledger.status(key).result == ledger.result_of(key) == before
