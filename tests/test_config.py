@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,12 @@ def test_a_parent_that_does_not_fit_is_refused_before_a_run_begins() -> None:
 def test_set_mistakes_name_the_flag() -> None:
     assert complaint(None, "learner.gama=0.9") == ("--set learner.gama=0.9: learner: no key 'gama' here; did you mean 'gamma'?")
     assert "expected KEY=VALUE" in complaint(None, "learner.gamma")
+
+
+def test_the_sweep_in_the_readme_is_one(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    block = re.search(r"```yaml\n(verb:.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    shutil.copy(root / "examples" / "half_cheetah_v5.yaml", tmp_path)
+    path = write(tmp_path, block[1], "sweep.yaml")
+    assert len(sweeps.expand(load_sweep(path), path)) == (2 * 2 * 20 - 20 + 1) * 5
