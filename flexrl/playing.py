@@ -117,10 +117,7 @@ def policy_of(settings: PlaySettings, snapshot: Snapshot | None, world: Any) -> 
 @contextlib.contextmanager
 def opened(settings: PlaySettings) -> Iterator[tuple[Policy, Any]]:
     """The policy and its world, which is closed in the end; UserError for what cannot be played."""
-    try:
-        snapshot = open_model(settings.model)
-    except UserError as error:
-        raise UserError(f"--model: {error}") from None
+    snapshot = open_model(settings.model)
     try:
         world = make_world(world_of(settings, snapshot), settings.seed)
     except (ValueError, ImportError, gymnasium.error.Error) as error:
@@ -139,6 +136,10 @@ def skills_played(world: Any) -> list[str]:
 
 def rehearse(settings: PlaySettings, is_new: bool) -> None:
     """Opens the policy and its world of one env, and lets it act once; UserError for what cannot be played."""
+    try:
+        open_model(settings.model)
+    except UserError as error:
+        raise UserError(f"model: {error}") from None
     try:
         with opened(settings.model_copy(update={"num_episodes": 1})) as (policy, world):
             policy.reset(np.ones(1, bool))
