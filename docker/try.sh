@@ -14,6 +14,7 @@ done
 scratch=$(mktemp -d)
 keep=${1:-$scratch}
 image=localhost/flex-rl-try
+commit=$(git rev-parse HEAD)
 export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
 mounted=()
 clean() {
@@ -50,7 +51,7 @@ for path in ${PIP_FIND_LINKS:-} $(python3 -m pip config get global.find-links 2>
     [ -d "$path" ] && volumes+=(--volume "$path:$path:ro")
 done
 buildah build --quiet --pull-never --layers=false --target runtime --file docker/Dockerfile --tag "$image" "${volumes[@]}" \
-    --build-arg BASE=localhost/flex-rl-base --build-arg COMMIT="$(git rev-parse HEAD)" . >"$scratch/build.log" 2>&1 ||
+    --build-arg BASE=localhost/flex-rl-base --build-arg COMMIT="$commit" . >"$scratch/build.log" 2>&1 ||
     { tail -n 30 "$scratch/build.log"; exit 1; }
 
 echo "docker/try.sh: training in it"
@@ -68,7 +69,7 @@ inside() {
     chroot --userspec=10001:10001 "$root" env --ignore-environment --chdir=/app "${environment[@]}" "$@"
 }
 label=$(buildah inspect --type image --format '{{index .OCIv1.Config.Labels "org.opencontainers.image.revision"}}' "$image")
-[ "$label" = "$(git rev-parse HEAD)" ] || { echo "docker/try.sh: the image's label says $label"; exit 1; }
+[ "$label" = "$commit" ] || { echo "docker/try.sh: the image's label says $label"; exit 1; }
 inside touch /app/written 2>/dev/null && { echo "docker/try.sh: its root can be written"; exit 1; }
 inside python train.py --check >/dev/null
 settings=(world.body=half_cheetah world.task=v5 world.num_envs=2 learner.n_steps=1 learner.batch_size=2 num_steps=2
