@@ -154,7 +154,7 @@ def fetch(name: str, ledger: Ledger) -> None:
     fetched, missing = fetching.fetch(name, ledger, Cluster(connect()))
     print(f"{name}: {len(fetched)} trials fetched into {ledger.trials}")
     if missing:
-        raise Failed(f"{name}: not whole on the cluster: {', '.join(missing)}; submit it again, and they are run again")
+        raise Failed(f"{name}: did not come whole: {', '.join(missing)}; the same command tries them again")
 
 
 def print_log(ledger: Ledger, start: str, attempt: int | None) -> None:
