@@ -9,7 +9,7 @@ TARGET ?= local
 GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
 .DEFAULT_GOAL := help
-.PHONY: help train play collect test check format tensorboard bench sweep status logs fetch need-name need-docker need-cluster build-dev shell \
+.PHONY: help train play collect test check format tensorboard bench sweep status logs fetch need-name need-kubectl need-docker need-cluster build-dev shell \
         build-runtime cluster-up load-image cluster-down need-cloud cloud-plan cloud-up cloud-down kubeconfig clean
 
 help:  ## print this
@@ -45,6 +45,7 @@ tensorboard: $(VENV)/.installed  ## show workspace/ in TensorBoard, http://local
 ifeq ($(TARGET),local)
 	$(RUN) -m tensorboard.main --logdir workspace --host 127.0.0.1
 else
+	@$(MAKE) --no-print-directory need-kubectl
 	kubectl apply -f k8s/tensorboard.yaml
 	kubectl -n flex-rl set image deployment/tensorboard tensorboard=$(IMAGE)
 	kubectl -n flex-rl rollout status deployment/tensorboard --timeout=300s
@@ -74,6 +75,11 @@ fetch: need-name $(VENV)/.installed  ## bring what a sweep on GKE came to into w
 need-docker:
 	@command -v docker >/dev/null || { echo "docker is not installed: https://docs.docker.com/engine/install/" >&2; exit 2; }
 	@docker info >/dev/null 2>&1 || { echo "no Docker engine answers; start it: systemctl start docker" >&2; exit 2; }
+
+need-kubectl:
+	@command -v kubectl >/dev/null || { echo "kubectl is not installed: https://kubernetes.io/docs/tasks/tools/" >&2; exit 2; }
+	@kubectl get --raw /version --request-timeout=5s >/dev/null 2>&1 || \
+	{ echo "no cluster answers: make cluster-up starts one here, make kubeconfig PROJECT=... STATE=... names GKE's" >&2; exit 2; }
 
 need-cluster: need-docker
 	@command -v kind >/dev/null || { echo "kind is not installed: go install sigs.k8s.io/kind@latest, or brew install kind" >&2; exit 2; }
@@ -106,6 +112,8 @@ need-cloud:
 	@command -v gcloud >/dev/null || { echo "gcloud is not installed: https://cloud.google.com/sdk/docs/install" >&2; exit 2; }
 	@test -n "$(PROJECT)" || { echo "which project? make $(MAKECMDGOALS) PROJECT=my-robots-1 STATE=BUCKET" >&2; exit 2; }
 	@test -n "$(STATE)" || { echo "which bucket keeps Terraform's state? make $(MAKECMDGOALS) PROJECT=... STATE=BUCKET" >&2; exit 2; }
+	@gcloud auth application-default print-access-token >/dev/null 2>&1 || \
+	{ echo "not logged in: gcloud auth login && gcloud auth application-default login" >&2; exit 2; }
 	terraform -chdir=terraform init -input=false -backend-config=bucket=$(STATE) -backend-config=prefix=flex-rl
 
 cloud-plan: need-cloud  ## what Terraform would build on Google's cloud (PROJECT=... STATE=BUCKET)

@@ -39,7 +39,9 @@ def main() -> None:
     arguments = read_arguments()
     if arguments.verb == "runs":
         rows = [ledger.summarise(folder) for folder in ledger.list_folders(arguments.workspace)]
-        print(to_json([asdict(row) for row in rows])) if arguments.json else print_table(rows)
+        print(to_json([asdict(row) for row in rows])) if arguments.json else print_table(
+            rows, ledger.list_sweeps(arguments.workspace)
+        )
     elif arguments.verb == "curves":
         draw_curves(arguments)
     elif arguments.verb == "dataset":
@@ -74,8 +76,8 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=1, default=lambda model: model.model_dump(mode="json"))
 
 
-def print_table(rows: Sequence[RunSummary]) -> None:
-    """A line a run, with what is wrong under its name, then why runs stopped or failed."""
+def print_table(rows: Sequence[RunSummary], sweeps: Sequence[str]) -> None:
+    """A line a run, with what is wrong under its name, then why runs stopped or failed, and which sweeps have trials."""
     console = Console()
     wide = console.width >= WIDE
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
@@ -98,6 +100,8 @@ def print_table(rows: Sequence[RunSummary]) -> None:
     for row in rows:
         if row.state in ("failed", "stopped"):
             console.print(Text(f"{row.name}: {row.how}", COLOURS[row.state]))
+    if sweeps:
+        console.print(f"sweeps: {', '.join(sweeps)}; submit_sweep.py status NAME shows their trials", highlight=False)
 
 
 def tell_dataset(folder: Path, arguments: argparse.Namespace) -> None:

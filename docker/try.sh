@@ -9,9 +9,13 @@ cd "$(dirname "$0")/.."
 for tool in buildah mmdebstrap; do
     command -v "$tool" >/dev/null || { echo "docker/try.sh: skipped, as there is no $tool: apt-get install buildah mmdebstrap"; exit 0; }
 done
-[ "$(id -u)" = 0 ] || { echo "docker/try.sh: skipped, as only root can mount an image"; exit 0; }
-
 scratch=$(mktemp -d)
+mkdir "$scratch/probe"
+if [ "$(id -u)" != 0 ] || ! mount -t tmpfs tmpfs "$scratch/probe" 2>/dev/null; then
+    echo "docker/try.sh: skipped, as only root with the right to mount can enter an image"
+    exit 0
+fi
+umount "$scratch/probe"
 keep=${1:-$scratch}
 image=localhost/flex-rl-try
 commit=$(git rev-parse HEAD)
@@ -47,8 +51,11 @@ volumes=(--volume /etc/ssl/certs:/etc/ssl/certs:ro)
 for path in /etc/pip.conf "$HOME/.config/pip/pip.conf"; do
     [ -f "$path" ] && volumes+=(--volume "$path:${path/#$HOME//root}:ro")
 done
-for path in ${PIP_FIND_LINKS:-} $(python3 -m pip config get global.find-links 2>/dev/null || true); do
-    [ -d "$path" ] && volumes+=(--volume "$path:$path:ro")
+for key in find-links index-url extra-index-url; do
+    for path in $(python3 -m pip config get "global.$key" 2>/dev/null || true); do
+        path=${path#file://}
+        [ -d "$path" ] && volumes+=(--volume "$path:$path:ro")
+    done
 done
 buildah build --quiet --pull-never --layers=false --target runtime --file docker/Dockerfile --tag "$image" "${volumes[@]}" \
     --build-arg BASE=localhost/flex-rl-base --build-arg COMMIT="$commit" . >"$scratch/build.log" 2>&1 ||

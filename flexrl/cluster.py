@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
 from flexrl.config import UserError
-from flexrl.job_manifests import Manifest, cpus, num_bytes
+from flexrl.job_manifests import Manifest, TrialJob, cpus, num_bytes
 from flexrl.runs import Failed
 
 NAMESPACE = "flex-rl"
@@ -84,7 +84,7 @@ class Cluster:
         """An answer as plain values, by the names of the API."""
         return dict(self.api.sanitize_for_serialization(answer))
 
-    def check(self, job: Manifest) -> None:
+    def check(self, jobs: Sequence[TrialJob]) -> None:
         """UserError if the cluster cannot be reached, has no such namespace, forbids it, or could never fit a pod."""
         impatient = Cluster(self.api, self.namespace, min(self.patience, 10.0), self.sleep)
         try:
@@ -104,7 +104,8 @@ class Cluster:
                 ) from None
             raise
         self._check_rights()
-        self._check_quota(job)
+        for job in jobs:
+            self._check_quota(job)
 
     def _check_rights(self) -> None:
         for verb, group, resource in RIGHTS:
@@ -117,8 +118,8 @@ class Cluster:
                     f"namespace {self.namespace}: you may not {verb} {resource}; ask for the rights of k8s/access.yaml"
                 )
 
-    def _check_quota(self, job: Manifest) -> None:
-        wanted = job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    def _check_quota(self, job: TrialJob) -> None:
+        wanted = job.container["resources"]
         asked = {f"requests.{name}": quantity for name, quantity in {**wanted["requests"], **wanted["limits"]}.items()}
         for quota in self.tree(self.call(self.core.list_namespaced_resource_quota, self.namespace)).get("items", []):
             for name, limit in quota.get("spec", {}).get("hard", {}).items():
@@ -127,19 +128,25 @@ class Cluster:
                         f"resources: a trial wants {name} {asked[name]}, the quota of {self.namespace} allows {limit}"
                     )
 
-    def submit(self, job: Manifest, config_map: Manifest) -> bool:
-        """Creates both unless they are there; whether the Job is new. UserError if another Job of this sweep still runs."""
-        name, sweep = job["metadata"]["name"], job["metadata"]["labels"]["flex-rl/sweep"]
-        jobs = self.tree(self.call(self.batch.list_namespaced_job, self.namespace, label_selector=f"flex-rl/sweep={sweep}"))
-        for other in jobs.get("items", []):
-            same = other["metadata"]["name"] == name
-            if not same and other["metadata"]["labels"].get("flex-rl/sweep") == sweep and over(other) is None:
-                running = other["metadata"]["name"]
+    def submit(self, jobs: Sequence[TrialJob]) -> list[str]:
+        """Creates the Jobs of a sweep unless they are there; the names of the new ones.
+
+        UserError if another Job of this sweep still runs.
+        """
+        names, sweep = [job.name for job in jobs], jobs[0].job["metadata"]["labels"]["flex-rl/sweep"]
+        there = self.tree(self.call(self.batch.list_namespaced_job, self.namespace, label_selector=f"flex-rl/sweep={sweep}"))
+        for other in there.get("items", []):
+            running = other["metadata"]["name"]
+            if running not in names and other["metadata"]["labels"].get("flex-rl/sweep") == sweep and over(other) is None:
                 raise UserError(f"{sweep}: runs already, as {running}; wait for it, or submit_sweep.py cancel {sweep} first")
-        self._create(
-            self.core.create_namespaced_config_map, self.core.read_namespaced_config_map, config_map, client.V1ConfigMap
-        )
-        return self._create(self.batch.create_namespaced_job, self.batch.read_namespaced_job, job, client.V1Job)
+        core, batch = self.core, self.batch
+        for job in jobs:
+            self._create(core.create_namespaced_config_map, core.read_namespaced_config_map, job.config_map, client.V1ConfigMap)
+        return [
+            job.name
+            for job in jobs
+            if self._create(batch.create_namespaced_job, batch.read_namespaced_job, job.job, client.V1Job)
+        ]
 
     def _create(self, create: Any, read: Any, manifest: Manifest, model: Any) -> bool:
         """Creates it; a connection that breaks may have created it all the same, which the next try is told (409)."""
@@ -160,15 +167,15 @@ class Cluster:
             return False
         return True
 
-    def has(self, job: Manifest) -> bool:
+    def has(self, job: TrialJob) -> bool:
         """Whether that very Job is there, over or not."""
         try:
-            found = self.tree(self.call(self.batch.read_namespaced_job, job["metadata"]["name"], self.namespace))
+            found = self.tree(self.call(self.batch.read_namespaced_job, job.name, self.namespace))
         except ApiException as error:
             if error.status == 404:
                 return False
             raise
-        return bool((found["metadata"].get("annotations") or {}).get(DIGEST) == job["metadata"]["annotations"][DIGEST])
+        return bool((found["metadata"].get("annotations") or {}).get(DIGEST) == job.job["metadata"]["annotations"][DIGEST])
 
     def cancel(self, sweep: str) -> list[str]:
         """Ends all Jobs of a sweep, their pods included, and removes their trials; their names."""

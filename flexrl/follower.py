@@ -1,4 +1,4 @@
-"""Follows a sweep's Job until it is over: every attempt, why it ended, its log, in the ledger."""
+"""Follows a sweep's Jobs until they are over: every attempt, why it ended, its log, in the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kubernetes.client.exceptions import ApiException
 
 from flexrl import exit_codes
 from flexrl.cluster import NO_ANSWER, Cluster, over, why_of
-from flexrl.job_manifests import Manifest, action_of
+from flexrl.job_manifests import TrialJob, action_of
 from flexrl.provenance import now
 from flexrl.runs import Failed
 from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
@@ -28,11 +28,10 @@ LOG_PATIENCE = 10.0  # s: a machine that is taken away answers with 500 for good
 
 @dataclass
 class Follower:
-    """Keeps the ledger true to what the cluster does, until the Job is over."""
+    """Keeps the ledger true to what the cluster does, until all Jobs are over."""
 
     cluster: Cluster
-    job: Manifest
-    trials: Sequence[str]  # id of each index
+    jobs: Sequence[TrialJob]  # of one sweep
     ledger: Ledger
     # called after each look
     show: Callable[[], None] = lambda: None
@@ -40,7 +39,7 @@ class Follower:
     _is_interrupted: bool = False
 
     def run(self) -> str:
-        """Until the Job is over: 'Complete' or 'Failed'; Failed (the exception) if it is gone before.
+        """Until all are over: 'Complete', or 'Failed' if one is; Failed (the exception) if one is gone before.
 
         KeyboardInterrupt at Ctrl-C, even if the exception is lost where it was raised, in a destructor say.
         """
@@ -57,45 +56,52 @@ class Follower:
         raise KeyboardInterrupt
 
     def _follow(self) -> str:
-        self._statuses = {key: self.ledger.status(key) for key in self.trials}
-        name = self.job["metadata"]["name"]
+        self._statuses = {key: self.ledger.status(key) for job in self.jobs for key in job.trials}
         while True:
             if self._is_interrupted:
                 raise KeyboardInterrupt
-            try:
-                job = self.cluster.tree(self.cluster.call(self.cluster.batch.read_namespaced_job, name, self.cluster.namespace))
-            except ApiException as error:
-                if error.status == 404:
-                    raise Failed(f"Job {name}: is gone; somebody deleted it; submit the sweep again") from None
-                raise
-            pods = self._list_pods(name)
+            told = [self._read_job(job.name) for job in self.jobs]
+            pods = self._list_pods()
             for pod in sorted(pods["items"], key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
                 self._note_pod(pod)
                 self._peek(pod)
             self._note_vanished({pod["metadata"]["name"] for pod in pods["items"]})
-            self._note_job(job)
+            for job, state in zip(self.jobs, told, strict=True):
+                self._note_job(job, state)
             self.show()
-            how = over(job)
-            if how is not None:
-                return how
-            for pod in self._watch_pods(name, pods["metadata"].get("resourceVersion")):
+            hows = [over(state) for state in told]
+            if None not in hows:
+                return "Failed" if "Failed" in hows else "Complete"
+            for pod in self._watch_pods(pods["metadata"].get("resourceVersion")):
                 self._note_pod(pod)
                 self.show()
 
-    def _list_pods(self, name: str) -> dict[str, Any]:
-        selector = f"{JOB_LABEL}={name}"
+    def _read_job(self, name: str) -> dict[str, Any]:
+        try:
+            return self.cluster.tree(self.cluster.call(self.cluster.batch.read_namespaced_job, name, self.cluster.namespace))
+        except ApiException as error:
+            if error.status == 404:
+                raise Failed(f"Job {name}: is gone; somebody deleted it; submit the sweep again") from None
+            raise
+
+    @property
+    def _selector(self) -> str:
+        """Of the Jobs' pods."""
+        return f"{JOB_LABEL} in ({','.join(job.name for job in self.jobs)})"
+
+    def _list_pods(self) -> dict[str, Any]:
         return self.cluster.tree(
-            self.cluster.call(self.cluster.core.list_namespaced_pod, self.cluster.namespace, label_selector=selector)
+            self.cluster.call(self.cluster.core.list_namespaced_pod, self.cluster.namespace, label_selector=self._selector)
         )
 
-    def _watch_pods(self, name: str, version: str | None) -> Iterator[dict[str, Any]]:
+    def _watch_pods(self, version: str | None) -> Iterator[dict[str, Any]]:
         """Pods as they change, for a while; a watch that breaks ends early, and the next look lists them all again."""
         seconds = min(WATCH_SECONDS, self.cluster.patience)
         try:
             for event in watch.Watch().stream(
                 self.cluster.core.list_namespaced_pod,
                 self.cluster.namespace,
-                label_selector=f"{JOB_LABEL}={name}",
+                label_selector=self._selector,
                 resource_version=version,
                 timeout_seconds=max(int(seconds), 1),
                 _request_timeout=(5.0, seconds + 5.0),
@@ -112,9 +118,10 @@ class Follower:
         """An attempt as the pod tells it; its log is kept as soon as it has ended."""
         labels = pod["metadata"].get("labels", {})
         index = labels.get(INDEX_LABEL)
-        if labels.get(JOB_LABEL) != self.job["metadata"]["name"] or index is None:
+        job = next((job for job in self.jobs if job.name == labels.get(JOB_LABEL)), None)
+        if job is None or index is None:
             return
-        key, name = self.trials[int(index)], pod["metadata"]["name"]
+        key, name = job.trials[int(index)], pod["metadata"]["name"]
         status = self._statuses[key]
         attempt = next((a for a in status.attempts if a.pod == name), None)
         if attempt is None:
@@ -128,7 +135,7 @@ class Follower:
         attempt.end, attempt.exit_code = now(), code
         disrupted = any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in pod["status"].get("conditions", []))
         attempt.how = "preempted" if disrupted and code != exit_codes.DONE else exit_codes.meaning_of(code).words
-        attempt.counted = code != exit_codes.DONE and action_of(self.job["spec"], code, disrupted) == "Count"
+        attempt.counted = code != exit_codes.DONE and action_of(job.spec, code, disrupted) == "Count"
         self._keep_log(key, attempt, pod)
         self.ledger.set_status(key, status)
 
@@ -149,9 +156,13 @@ class Follower:
         """What a pod has printed so far: if its machine is taken away, this is all that is left."""
         if pod.get("status", {}).get("phase") != "Running":
             return
-        name, index = pod["metadata"]["name"], pod["metadata"]["labels"][INDEX_LABEL]
-        key = self.trials[int(index)]
-        number = next(i for i, attempt in enumerate(self._statuses[key].attempts) if attempt.pod == name)
+        name = pod["metadata"]["name"]
+        key, number = next(
+            (key, number)
+            for key, status in self._statuses.items()
+            for number, attempt in enumerate(status.attempts)
+            if attempt.pod == name
+        )
         try:
             log = self._read_log(name)
         except (ApiException, Failed):
@@ -173,10 +184,10 @@ class Follower:
                         log.write("(the pod vanished; what it printed after this is lost)\n")
                     self.ledger.set_status(key, status)
 
-    def _note_job(self, job: Mapping[str, Any]) -> None:
+    def _note_job(self, job: TrialJob, state: Mapping[str, Any]) -> None:
         """Which trials are over, as the Job's controller counts them."""
-        told = job.get("status", {})
-        for key, index in zip(self.trials, range(len(self.trials)), strict=True):
+        told = state.get("status", {})
+        for index, key in enumerate(job.trials):
             status = self._statuses[key]
             before = status.state
             codes = [attempt.exit_code for attempt in status.attempts]

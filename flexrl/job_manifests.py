@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,43 @@ HOLE = re.compile(r"\$\{(\w+)\}")
 LOCAL_IMAGE = "localhost/flex-rl@sha256:" + "0" * 64  # what runs here is this folder
 
 
+@dataclass(frozen=True)
+class TrialJob:
+    """Trials that take the same: their Job, what its pods read, and which trial each index is."""
+
+    job: Manifest
+    config_map: Manifest
+    trials: tuple[str, ...]  # id of each index
+
+    @property
+    def name(self) -> str:
+        """The Job's, and its ConfigMap's."""
+        return str(self.job["metadata"]["name"])
+
+    @property
+    def spec(self) -> Manifest:
+        """The Job's."""
+        spec: Manifest = self.job["spec"]
+        return spec
+
+    @property
+    def pod(self) -> Manifest:
+        """What each of its pods is."""
+        pod: Manifest = self.spec["template"]["spec"]
+        return pod
+
+    @property
+    def container(self) -> Manifest:
+        """What a pod runs."""
+        container: Manifest = self.pod["containers"][0]
+        return container
+
+    @property
+    def num_gpus(self) -> int:
+        """That one of its trials takes."""
+        return int(self.container["resources"]["limits"].get("nvidia.com/gpu", "0"))
+
+
 def render(
     sweep: SweepSettings,
     trials: Sequence[Trial],
@@ -49,8 +87,8 @@ def render(
     image: str | None = None,
     commit: str | None = None,
     num_attempts: int = 0,
-) -> tuple[Manifest, Manifest]:
-    """The Job and the ConfigMap that run these trials on the target; UserError if they do not fit.
+) -> list[TrialJob]:
+    """The Jobs that run these trials on the target, one for all that take the same; UserError if they do not fit.
 
     `num_attempts` that they have had already: trials that failed are run again by a Job of another name.
     """
@@ -58,6 +96,29 @@ def render(
     if not job_rules.is_immutable(image):
         how = "make load-image prints its name" if target == "kind" else "NAME@sha256:..., which docker push prints"
         raise UserError(f"--image {image}: without a digest it may become another: {how}")
+    groups: dict[str, list[Trial]] = {}
+    for each in trials:
+        groups.setdefault(each.resources.model_dump_json(), []).append(each)
+    jobs: list[TrialJob] = []
+    shared_out, num_trials = 0, 0  # of the sweep's parallelism, each by how many trials it has
+    for group in groups.values():
+        num_trials += len(group)
+        share = sweep.parallelism * num_trials // len(trials) - shared_out
+        shared_out += share
+        jobs.append(_render(sweep, group, target, image, commit, num_attempts, min(max(share, 1), len(group))))
+    return jobs
+
+
+def _render(
+    sweep: SweepSettings,
+    trials: Sequence[Trial],
+    target: Target,
+    image: str,
+    commit: str | None,
+    num_attempts: int,
+    at_a_time: int,
+) -> TrialJob:
+    resources = trials[0].resources
     packed = pack_trials(sweep, trials)
     if len(packed) * 4 / 3 > MAX_CONFIG_MAP * 0.95:
         raise UserError(f"{sweep.name}: its {len(trials):,} trials do not fit into one ConfigMap; make two sweeps of it")
@@ -77,23 +138,23 @@ def render(
         "labels": labels,
         "annotations": annotations,
         "completions": len(trials),
-        "parallelism": min(sweep.parallelism, len(trials)),
+        "parallelism": at_a_time,
         "retries": sweep.retries,
         "max_failed": None if sweep.max_failed is None else min(sweep.max_failed, len(trials)),
         "failure_rules": failure_rules(sweep.deadline is not None),
         "deadline": sweep.deadline,
         "image": image,
-        "env": environment(sweep),
-        "resources": resources_of(sweep.resources),
-        "node_selector": node_selector(sweep.resources),
-        "tolerations": tolerations(sweep.resources),
+        "env": environment(sweep, resources),
+        "resources": resources_of(resources),
+        "node_selector": node_selector(resources),
+        "tolerations": tolerations(resources),
         "trials": {TRIALS_FILE: base64.b64encode(packed).decode()},
     }
     job, config_map = (fill(_read(TEMPLATES / file), holes) for file in ("job.yaml", "configmap.yaml"))
     if target != "local":
         uid, gid = (os.getuid(), os.getgid()) if os.getuid() else (10001, 10001)  # root is refused
         job = merge(job, fill(_read(TEMPLATES / f"{target}.yaml"), {"uid": uid, "gid": gid}))
-    return without_nulls(job), without_nulls(config_map)
+    return TrialJob(without_nulls(job), without_nulls(config_map), tuple(each.id for each in trials))
 
 
 def job_name(sweep: str, digest: str, completions: int) -> str:
@@ -130,9 +191,9 @@ def action_of(spec: Mapping[str, Any], code: int, disrupted: bool) -> str:
     return "Count"
 
 
-def environment(sweep: SweepSettings) -> list[dict[str, str]]:
+def environment(sweep: SweepSettings, resources: ResourceSettings) -> list[dict[str, str]]:
     """Where the trial finds what it is, and how many cores it may use."""
-    cores = str(max(math.floor(cpus(sweep.resources.cpu)), 1))
+    cores = str(max(math.floor(cpus(resources.cpu)), 1))
     return [
         {"name": trial.TRIALS, "value": f"/etc/flex-rl/{TRIALS_FILE}"},
         {"name": trial.WORKSPACE, "value": f"/app/workspace/sweeps/{sweep.name}"},
@@ -219,4 +280,4 @@ def without_nulls(tree: Any) -> Any:
 
 def to_yaml(manifests: Sequence[Manifest]) -> str:
     """Several manifests as one file for kubectl."""
-    return "---\n".join(yaml.safe_dump(manifest, sort_keys=False) for manifest in reversed(manifests))
+    return "---\n".join(yaml.safe_dump(manifest, sort_keys=False) for manifest in manifests)

@@ -29,6 +29,11 @@ def list_folders(workspace: Path) -> list[Path]:
     return sorted(found | {path.parent for name in ("lineage.json", "metrics.jsonl") for path in workspace.glob(f"*/{name}")})
 
 
+def list_sweeps(workspace: Path) -> list[str]:
+    """The names of the workspace's sweeps, whose trials are runs of their own."""
+    return sorted(path.parent.name for path in workspace.glob("sweeps/*/trials.json"))
+
+
 def find(text: str, workspace: Path) -> Path:
     """The folder that `text` names: a run of the workspace by its name, or a path. UserError with the nearest name."""
     if runs.NAME.fullmatch(text) and (workspace / text).is_dir():

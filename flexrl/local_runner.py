@@ -1,8 +1,10 @@
-"""Runs a sweep's Job on this machine as Kubernetes would: the same manifest, one process where a pod would be."""
+"""Runs a sweep's Jobs on this machine as Kubernetes would: the same manifest, one process where a pod would be."""
 
 from __future__ import annotations
 
 import base64
+import copy
+import itertools
 import os
 import random
 import signal
@@ -20,7 +22,7 @@ import psutil
 
 from flexrl import exit_codes, machine, trial
 from flexrl.config import UserError
-from flexrl.job_manifests import Manifest, action_of, cpus, num_bytes
+from flexrl.job_manifests import TrialJob, action_of, cpus, num_bytes
 from flexrl.provenance import now
 from flexrl.runs import OutOfResources
 from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
@@ -46,8 +48,8 @@ class Chaos:
 class Process:
     """An attempt that runs."""
 
+    job: TrialJob
     index: int
-    trial: str
     process: subprocess.Popen[bytes]
     status: Status
     killed_after: int | None  # step; by Chaos
@@ -60,18 +62,73 @@ class Process:
     gpus: tuple[str, ...] = ()
 
     @property
+    def trial(self) -> str:
+        """Its id."""
+        return self.job.trials[self.index]
+
+    @property
     def attempt(self) -> Attempt:
         """Its row in the status."""
         return self.status.attempts[-1]
 
 
 @dataclass
-class Runner:
-    """One Job, from its first index to its last."""
+class Room:
+    """What of this machine no trial has taken."""
 
-    job: Manifest
-    config_map: Manifest
-    trials: Sequence[str]  # id of each index
+    cores: float
+    memory: float  # bytes
+    gpus: list[str]  # as CUDA_VISIBLE_DEVICES names them
+
+    @classmethod
+    def of_this_machine(cls) -> Room:
+        """All of it, but for the GPUs, which are looked for when a Job wants some."""
+        return cls(machine.num_threads(with_openmp=False), psutil.virtual_memory().total, [])
+
+    def check(self, job: TrialJob) -> None:
+        """UserError if a trial of the Job can never fit."""
+        wanted = job.container["resources"]["requests"]
+        if cpus(wanted["cpu"]) > self.cores:
+            raise UserError(f"resources.cpu: a trial wants {cpus(wanted['cpu']):g} cores, this machine has {self.cores:g}")
+        if num_bytes(wanted["memory"]) > self.memory:
+            has, wants = self.memory / 2**30, num_bytes(wanted["memory"]) / 2**30
+            raise UserError(f"resources.memory: a trial wants {wants:.1f} GiB, this machine has {has:.1f}")
+        if job.num_gpus and not self.gpus:
+            import torch  # here, as it takes a second
+
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            self.gpus = visible.split(",")[:present] if visible else [str(i) for i in range(present)]
+        if job.num_gpus > len(self.gpus):
+            raise UserError(f"resources.gpu: a trial wants {job.num_gpus}, this machine has {len(self.gpus)}")
+
+    def has(self, job: TrialJob) -> bool:
+        """Whether a trial of the Job fits now."""
+        wanted = job.container["resources"]["requests"]
+        fits = cpus(wanted["cpu"]) <= self.cores + 1e-6 and num_bytes(wanted["memory"]) <= self.memory
+        return fits and job.num_gpus <= len(self.gpus)
+
+    def take(self, job: TrialJob) -> tuple[str, ...]:
+        """Room for a trial of the Job; its GPUs."""
+        wanted = job.container["resources"]["requests"]
+        self.cores -= cpus(wanted["cpu"])
+        self.memory -= num_bytes(wanted["memory"])
+        gpus, self.gpus = tuple(self.gpus[: job.num_gpus]), self.gpus[job.num_gpus :]
+        return gpus
+
+    def give_back(self, job: TrialJob, gpus: Sequence[str]) -> None:
+        """What a trial of the Job had taken."""
+        wanted = job.container["resources"]["requests"]
+        self.cores += cpus(wanted["cpu"])
+        self.memory += num_bytes(wanted["memory"])
+        self.gpus.extend(gpus)
+
+
+@dataclass
+class Runner:
+    """The Jobs of a sweep, each from its first index to its last."""
+
+    jobs: Sequence[TrialJob]
     planned: Mapping[str, int]  # steps, by id
     ledger: Ledger
     chaos: Chaos | None = None
@@ -87,23 +144,47 @@ class Runner:
     _judged: float = 0.0
 
     def __post_init__(self) -> None:
-        self.spec = self.job["spec"]
-        self.pod = self.spec["template"]["spec"]
-        self.container = self.pod["containers"][0]
-        self.slots, self._free_gpus = self._count_slots()
+        self._room = Room.of_this_machine()
+        for job in self.jobs:
+            self._room.check(job)
+        self._at_a_time = sum(job.spec["parallelism"] for job in self.jobs)
+
+    @property
+    def trials(self) -> list[str]:
+        """The ids of all, in the order in which they are tried."""
+        return [key for job in self.jobs for key in job.trials]
+
+    @property
+    def slots(self) -> int:
+        """How many run at a time when it begins."""
+        room, count = copy.deepcopy(self._room), 0
+        for job in itertools.chain.from_iterable([job] * len(job.trials) for job in self.jobs):
+            if count < self._at_a_time and room.has(job):
+                room.take(job)
+                count += 1
+        return count
 
     def run(self) -> bool:
         """All trials that are not over yet, until they are; whether it was not stopped. The ledger is written as it goes."""
-        queue = [index for index, key in enumerate(self.trials) if self.ledger.status(key).state not in OVER]
+        queue = [
+            (job, index)
+            for job in self.jobs
+            for index, key in enumerate(job.trials)
+            if self.ledger.status(key).state not in OVER
+        ]
         with tempfile.TemporaryDirectory() as temporary, self._stopping():
-            for name, content in self.config_map["binaryData"].items():
-                (Path(temporary) / name).write_bytes(base64.b64decode(content))
+            for job in self.jobs:
+                mounted = Path(temporary) / job.name
+                mounted.mkdir()
+                for name, content in job.config_map["binaryData"].items():
+                    (mounted / name).write_bytes(base64.b64decode(content))
             try:
                 while (queue or self.running) and self.stop_signal is None:
-                    while queue and len(self.running) < self.slots and self.why_ended is None:
+                    while (place := self._next(queue)) is not None and self.why_ended is None:
                         self.why_ended = self.obstacle() or ("too many trials failed" if self._is_hopeless() else None)
                         if self.why_ended is None:
-                            self.running.append(self._start(queue.pop(0), Path(temporary)))
+                            job, index = queue.pop(place)
+                            self.running.append(self._start(job, index, Path(temporary) / job.name))
                     if not self.running:
                         break
                     time.sleep(POLL)
@@ -113,7 +194,7 @@ class Runner:
                         if process.process.poll() is not None:
                             self.running.remove(process)
                             if self._end(process):
-                                queue.insert(0, process.index)
+                                queue.insert(0, (process.job, process.index))
                     self.show(self.running, len(queue))
             except OSError as error:
                 raise OutOfResources(
@@ -123,28 +204,13 @@ class Runner:
                 self._stop_all()
         return self.stop_signal is None
 
-    def _count_slots(self) -> tuple[int, list[str]]:
-        """How many trials fit here at a time, and this machine's GPUs."""
-        resources = self.container["resources"]
-        cores, asked = machine.num_threads(with_openmp=False), cpus(resources["requests"]["cpu"])
-        memory, needed = psutil.virtual_memory().total, num_bytes(resources["requests"]["memory"])
-        if asked > cores:
-            raise UserError(f"resources.cpu: a trial wants {asked:g} cores, this machine has {cores}")
-        if needed > memory:
-            raise UserError(f"resources.memory: a trial wants {needed / 2**30:.1f} GiB, this machine has {memory / 2**30:.1f}")
-        slots = min(int(cores / asked), int(memory / needed), self.spec["parallelism"])
-        gpus = int(resources["limits"].get("nvidia.com/gpu", "0"))
-        if not gpus:
-            return slots, []
-        import torch  # here, as it takes a second
+    def _next(self, queue: Sequence[tuple[TrialJob, int]]) -> int | None:
+        """The place in the queue of the first trial that there is room for; null: nothing can be started now."""
+        if len(self.running) >= self._at_a_time:
+            return None
+        return next((place for place, (job, _) in enumerate(queue) if self._room.has(job)), None)
 
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-        if gpus > len(names) or not torch.cuda.is_available():
-            raise UserError(f"resources.gpu: a trial wants {gpus}, this machine has {torch.cuda.device_count()}")
-        return min(slots, len(names) // gpus), names
-
-    def _give_up(self, queue: list[int]) -> list[int]:
+    def _give_up(self, queue: list[tuple[TrialJob, int]]) -> list[tuple[TrialJob, int]]:
         """Stops what the judge gives up; what is left of the queue."""
         if time.monotonic() - self._judged < SECONDS_BETWEEN_JUDGEMENTS:
             return queue
@@ -154,21 +220,23 @@ class Runner:
             if process.trial in lost and not process.given_up:
                 process.given_up = True
                 self._ask(process)
-        for index in queue:
-            if self.trials[index] in lost:
-                status = self.ledger.status(self.trials[index])
+        for key in (job.trials[index] for job, index in queue):
+            if key in lost:
+                status = self.ledger.status(key)
                 status.state = "given up"
-                self.ledger.set_status(self.trials[index], status)
-        return [index for index in queue if self.trials[index] not in lost]
+                self.ledger.set_status(key, status)
+        return [(job, index) for job, index in queue if job.trials[index] not in lost]
 
     def _is_hopeless(self) -> bool:
         """Whether so many trials failed that the rest is not tried."""
-        limit = self.spec.get("maxFailedIndexes")
-        failed = sum(self.ledger.status(key).state in ("failed", "refused") for key in self.trials)
-        return limit is not None and failed > limit
+        for job in self.jobs:
+            failed = sum(self.ledger.status(key).state in ("failed", "refused") for key in job.trials)
+            if failed > job.spec.get("maxFailedIndexes", len(job.trials)):
+                return True
+        return False
 
-    def _start(self, index: int, mounted: Path) -> Process:
-        key = self.trials[index]
+    def _start(self, job: TrialJob, index: int, mounted: Path) -> Process:
+        key = job.trials[index]
         status = self.ledger.status(key)
         number = len(status.attempts)
         reached = self.ledger.step_of(key)
@@ -178,13 +246,12 @@ class Runner:
         status.attempts.append(Attempt(start=now(), to_step=reached))
         status.state = "running"
         self.ledger.set_status(key, status)
-        num_gpus = int(self.container["resources"]["limits"].get("nvidia.com/gpu", "0"))
-        gpus, self._free_gpus = tuple(self._free_gpus[:num_gpus]), self._free_gpus[num_gpus:]
+        gpus = self._room.take(job)
         known = len(self.ledger.resumed_at(key))
         with self.ledger.log_of(key, number).open("wb") as log:
             process = subprocess.Popen(
-                self._command(),
-                env=self._environment(index, mounted, gpus),
+                _command(job),
+                env=self._environment(job, index, mounted, gpus),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -192,20 +259,14 @@ class Runner:
             )
         planned = self.planned.get(key, 0)
         after = self.chaos.where(key, number, min(reached, planned), planned) if self.chaos else None
-        deadline = time.monotonic() + self.pod.get("activeDeadlineSeconds", float("inf"))
-        return Process(index, key, process, status, after, deadline, known, gpus=gpus)
+        deadline = time.monotonic() + job.pod.get("activeDeadlineSeconds", float("inf"))
+        return Process(job, index, process, status, after, deadline, known, gpus=gpus)
 
-    def _command(self) -> list[str]:
-        """The container's command, with this Python and this folder for the image's."""
-        python, *arguments = self.container["command"]
-        assert python == "python"
-        return [sys.executable, *(str(trial.ROOT / part) if part.endswith(".py") else part for part in arguments)]
-
-    def _environment(self, index: int, mounted: Path, gpus: Sequence[str]) -> dict[str, str]:
+    def _environment(self, job: TrialJob, index: int, mounted: Path, gpus: Sequence[str]) -> dict[str, str]:
         """The container's, where its volumes are folders of this machine."""
         folders = {"/etc/flex-rl": mounted, "/app/workspace/sweeps": self.ledger.folder.parent.resolve()}
         named = {}
-        for variable in self.container["env"]:
+        for variable in job.container["env"]:
             value = str(variable["value"])
             inside = next((folder for folder in folders if value.startswith(f"{folder}/")), None)
             named[variable["name"]] = str(folders[inside]) + value.removeprefix(inside) if inside else value
@@ -221,7 +282,7 @@ class Runner:
         if time.monotonic() > process.deadline and not process.overdue:
             process.overdue = True
             self._ask(process)
-        grace = self.pod["terminationGracePeriodSeconds"]
+        grace = process.job.pod["terminationGracePeriodSeconds"]
         if process.asked_at is not None and time.monotonic() > process.asked_at + grace:
             process.process.kill()
 
@@ -234,8 +295,8 @@ class Runner:
         """Writes down how an attempt ended; whether the trial is to be tried again."""
         code = process.process.wait()
         code = 128 - code if code < 0 else code
-        self._free_gpus.extend(process.gpus)
-        attempt, status, key = process.attempt, process.status, process.trial
+        self._room.give_back(process.job, process.gpus)
+        attempt, status, key, spec = process.attempt, process.status, process.trial, process.job.spec
         before = status.attempts[-2] if len(status.attempts) > 1 else None
         begun = self.ledger.resumed_at(key)
         attempt.end, attempt.exit_code, attempt.to_step = now(), code, self.ledger.step_of(key)
@@ -246,7 +307,7 @@ class Runner:
         elif before is not None:  # what the attempt before has lost is still to be seen
             attempt.to_step = before.to_step
         is_stopped = self.stop_signal is not None and not process.overdue
-        action = action_of(self.spec, code, process.disrupted or (is_stopped and code == exit_codes.PREEMPTED))
+        action = action_of(spec, code, process.disrupted or (is_stopped and code == exit_codes.PREEMPTED))
         attempt.how = self._words(code, process)
         attempt.counted = action == "Count" and code != exit_codes.DONE
         status.result = self.ledger.result_of(key) if code == exit_codes.DONE else None
@@ -258,7 +319,7 @@ class Runner:
             status.state = "given up"
         elif action == "FailIndex":
             status.state = "refused"
-        elif attempt.counted and status.num_counted > self.spec["backoffLimitPerIndex"]:
+        elif attempt.counted and status.num_counted > spec["backoffLimitPerIndex"]:
             status.state = "failed"
         else:
             status.state = "waiting"
@@ -271,7 +332,7 @@ class Runner:
         if process.given_up:
             return "given up: others of the sweep do better"
         if process.overdue:
-            return f"took longer than the deadline of {self.pod['activeDeadlineSeconds']} s"
+            return f"took longer than the deadline of {process.job.pod['activeDeadlineSeconds']} s"
         return exit_codes.meaning_of(code).words
 
     @contextmanager
@@ -292,8 +353,9 @@ class Runner:
         """Asks what still runs to save and leave, as the kubelet does, and kills what does not within the grace."""
         for process in self.running:
             process.process.terminate()
-        until = time.monotonic() + self.pod["terminationGracePeriodSeconds"]
+        begin = time.monotonic()
         for process in self.running:
+            until = begin + process.job.pod["terminationGracePeriodSeconds"]
             try:
                 process.process.wait(max(until - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
@@ -301,3 +363,10 @@ class Runner:
                 process.process.kill()
             self._end(process)
         self.running.clear()
+
+
+def _command(job: TrialJob) -> list[str]:
+    """The container's command, with this Python and this folder for the image's."""
+    python, *arguments = job.container["command"]
+    assert python == "python"
+    return [sys.executable, *(str(trial.ROOT / part) if part.endswith(".py") else part for part in arguments)]

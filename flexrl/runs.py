@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from flexrl import config, exit_codes, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.provenance import flat_ancestry, here, now, python
-from flexrl.trial import LOCK_WAIT
+from flexrl.trial import LOCK_WAIT, WORKSPACE
 
 S = TypeVar("S", bound=Settings)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -148,14 +148,19 @@ class Run(Generic[S]):
             signal.signal(number, handler)
         self._lock.close()
         if isinstance(error, Stopped):
-            where = "" if self.folder.parent == Path("workspace") else f" --workspace {self.folder.parent}"
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            launcher = f"torchrun --nproc-per-node {processes}" if processes > 1 else python()
-            again = f"{launcher} {Path(sys.argv[0]).name} --name {self.name} --resume{where}"
-            print(f"\nstopped by {error} at step {self.num_steps:,}; go on with: {again}", file=sys.stderr)
+            print(f"\nstopped by {error} at step {self.num_steps:,}; {self._way_on()}", file=sys.stderr)
             sys.exit(128 + error.signum)
         if error is None and not saved:
             sys.exit(exit_codes.OUT_OF_RESOURCES)
+
+    def _way_on(self) -> str:
+        """What goes on with it."""
+        if WORKSPACE in os.environ:
+            return "its sweep goes on with it"
+        where = "" if self.folder.parent == Path("workspace") else f" --workspace {self.folder.parent}"
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        launcher = f"torchrun --nproc-per-node {processes}" if processes > 1 else python()
+        return f"go on with: {launcher} {Path(sys.argv[0]).name} --name {self.name} --resume{where}"
 
     def remember(self, num_steps: int, files: Callable[[], dict[str, bytes]]) -> None:
         """Keep this moment as what `save` writes to latest/; `files` is called only then, and must hold copies."""

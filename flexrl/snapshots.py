@@ -73,8 +73,13 @@ def exists(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def check(folder: Path) -> dict[str, str]:
-    """The snapshot's file hashes, every one compared with its file; UserError names the first that is damaged."""
+def missing(folder: Path) -> list[str]:
+    """The files that its manifest names and that are not there; UserError if it cannot be read."""
+    return [name for name in read_manifest(folder) if not (folder / name).is_file()]
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """The hash of each file by name, as the manifest has it; UserError if there is none, or none that can be read."""
     if not exists(folder):
         if not folder.exists() and _siblings(folder)[1].exists():
             raise UserError(f"{folder}: was cut while being replaced; train.py --resume of its run mends it")
@@ -88,9 +93,16 @@ def check(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder / MANIFEST}: is damaged; use another snapshot of the run") from None
     if version != FORMAT:
         raise UserError(f"{folder}: is of snapshot format {version}, this flex-rl reads {FORMAT}; use the one that wrote it")
+    outside = next((name for name in hashes if Path(name).name != name), None)
+    if outside is not None:
+        raise UserError(f"{folder / MANIFEST}: names a file outside the snapshot: {outside!r}")
+    return hashes
+
+
+def check(folder: Path) -> dict[str, str]:
+    """The snapshot's file hashes, every one compared with its file; UserError names the first that is damaged."""
+    hashes = read_manifest(folder)
     for name, expected in hashes.items():
-        if Path(name).name != name:
-            raise UserError(f"{folder / MANIFEST}: names a file outside the snapshot: {name!r}")
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: is missing; use another snapshot of the run")

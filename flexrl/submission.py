@@ -10,7 +10,7 @@ from typing import Any
 
 from flexrl import exit_codes, job_manifests, job_rules, provenance, sweep_screen, sweeps
 from flexrl.config import UserError
-from flexrl.job_manifests import Manifest, Target
+from flexrl.job_manifests import Target, TrialJob
 from flexrl.local_runner import Chaos, Runner
 from flexrl.search import Search
 from flexrl.sweep_ledger import Ledger
@@ -88,23 +88,14 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
     sweeps.rehearse(sweep, trials, asked.path)
     plan = make_plan(sweep, trials, ledger, asked.workspace)
     chosen = [row.trial for row in plan.to_run if with_failed or row.kind != "failed"]
-    commit = provenance.code_version(sweeps.ROOT)["git_commit"]
-    tried = sum(len(ledger.status(t.id).attempts) for t in chosen)
-    manifests = job_manifests.render(sweep, chosen or trials, asked.target, asked.image, commit, tried)
-    wrong = job_rules.problems(manifests[0])
-    if wrong:
-        raise UserError(f"{asked.path}: the Job would be refused: {wrong[0]}")
+    jobs = render(sweep, chosen or trials, ledger, asked)
     if asked.render_to:
-        try:
-            asked.render_to.write_text(job_manifests.to_yaml(manifests), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--render {asked.render_to}: {error.strerror}") from None
-        print(f"wrote {asked.render_to}")
+        write_manifests(jobs, asked.render_to)
         return True
     planned = {row.trial.id: row.trial.num_steps for row in plan.rows}
     if asked.target == "local":
         try:
-            runner = Runner(*manifests, [t.id for t in chosen or trials], planned, ledger, asked.chaos)
+            runner = Runner(jobs, planned, ledger, asked.chaos)
         except UserError as error:
             raise UserError(f"{asked.path}: {error}") from None
     sweep_screen.print_plan(sweep, plan, runner.slots if asked.target == "local" else sweep.parallelism)
@@ -116,11 +107,32 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
     elif asked.target == "local":
         run_here(runner, ledger, sweep, trials)
     else:
-        run_there(manifests, [t.id for t in chosen], ledger, lambda: ledger.submit(sweep, trials, asked.image))
+        run_there(jobs, ledger, lambda: ledger.submit(sweep, trials, asked.image))
     if chosen:
         sweep_screen.print_status(ledger)
         print(f"{provenance.python()} submit_sweep.py report {sweep.name} compares them")
     return all(ledger.status(t.id).state in ("done", "given up") for t in trials)
+
+
+def render(sweep: SweepSettings, trials: list[Trial], ledger: Ledger, asked: Submission) -> list[TrialJob]:
+    """The Jobs of these trials; UserError in the API server's place if it would refuse one."""
+    commit = provenance.code_version(sweeps.ROOT)["git_commit"]
+    tried = sum(len(ledger.status(t.id).attempts) for t in trials)
+    jobs = job_manifests.render(sweep, trials, asked.target, asked.image, commit, tried)
+    wrong = [problem for job in jobs for problem in job_rules.problems(job.job)]
+    if wrong:
+        raise UserError(f"{asked.path}: the Job would be refused: {wrong[0]}")
+    return jobs
+
+
+def write_manifests(jobs: list[TrialJob], path: Path) -> None:
+    """All of them as one file for kubectl."""
+    manifests = [manifest for job in jobs for manifest in (job.config_map, job.job)]
+    try:
+        path.write_text(job_manifests.to_yaml(manifests), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--render {path}: {error.strerror}") from None
+    print(f"wrote {path}")
 
 
 def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial]) -> None:
@@ -150,32 +162,34 @@ def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[
 
 
 def catch_up(ledger: Ledger) -> None:
-    """Follows the Job that was submitted before, if the cluster still has it: to its end, which may have been long ago."""
+    """Follows the Jobs that were submitted before, if the cluster still has them: to their end, maybe long ago."""
     from flexrl.cluster import Cluster, connect
     from flexrl.follower import Follower
 
-    noted = ledger.job()
-    if noted is None:
+    noted = ledger.jobs()
+    if not noted:
         return
-    job, trials = noted
     cluster = Cluster(connect())
-    if cluster.has(job):
+    jobs = [job for job in noted if cluster.has(job)]
+    if jobs:
         with ledger.locked():
-            print(f"Job {job['metadata']['name']}: was submitted before; following it", file=sys.stderr)
-            Follower(cluster, job, trials, ledger).run()
+            for job in jobs:
+                print(f"Job {job.name}: was submitted before; following it", file=sys.stderr)
+            Follower(cluster, jobs, ledger).run()
 
 
-def run_there(manifests: tuple[Manifest, Manifest], chosen: list[str], ledger: Ledger, note: Callable[[], None]) -> None:
-    """As a Job of the kubeconfig's cluster, followed until it is over; Ctrl-C leaves it running."""
+def run_there(jobs: list[TrialJob], ledger: Ledger, note: Callable[[], None]) -> None:
+    """As Jobs of the kubeconfig's cluster, followed until they are over; Ctrl-C leaves them running."""
     from flexrl.cluster import Cluster, connect
     from flexrl.follower import Follower
 
     cluster = Cluster(connect())
-    cluster.check(manifests[0])
+    cluster.check(jobs)
     with ledger.locked():
         note()
-        ledger.note_job(manifests[0], chosen)  # before it is there, so that it is found again whatever happens
-        is_new = cluster.submit(*manifests)
-        name = manifests[0]["metadata"]["name"]
-        print(f"Job {name}: {'created' if is_new else 'is there already'}; Ctrl-C leaves it running", file=sys.stderr)
-        Follower(cluster, manifests[0], chosen, ledger).run()
+        ledger.note_jobs(jobs)  # before they are there, so that they are found again whatever happens
+        new = cluster.submit(jobs)
+        for job in jobs:
+            how = "created" if job.name in new else "is there already"
+            print(f"Job {job.name}: {how}; Ctrl-C leaves it running", file=sys.stderr)
+        Follower(cluster, jobs, ledger).run()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from flexrl import config, runs, snapshots
 from flexrl.config import UserError
+from flexrl.job_manifests import TrialJob
 from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import Trial
 
@@ -156,20 +157,20 @@ class Ledger:
         """Writes it, whole or not at all."""
         runs.write_whole(self._status / f"{trial}.json", json.dumps(asdict(status), indent=1))
 
-    def note_job(self, job: dict[str, Any], trials: Sequence[str]) -> None:
-        """The Job that was submitted last, and the trial of each of its indexes."""
-        runs.write_whole(self.folder / "job.json", json.dumps({"job": job, "trials": list(trials)}, indent=1))
+    def note_jobs(self, jobs: Sequence[TrialJob]) -> None:
+        """The Jobs that were submitted last."""
+        runs.write_whole(self.folder / "jobs.json", json.dumps([asdict(job) for job in jobs], indent=1))
 
-    def job(self) -> tuple[dict[str, Any], list[str]] | None:
-        """That Job and its trials; null if none was."""
-        path = self.folder / "job.json"
+    def jobs(self) -> list[TrialJob]:
+        """Those Jobs; none before the first."""
+        path = self.folder / "jobs.json"
         if not path.is_file():
-            return None
+            return []
         try:
-            document = json.loads(path.read_bytes())
-            return dict(document["job"]), list(document["trials"])
+            rows = json.loads(path.read_bytes())
+            return [TrialJob(dict(row["job"]), dict(row["config_map"]), tuple(row["trials"])) for row in rows]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: is damaged; kubectl tells of the Job, remove the file to submit anew") from None
+            raise UserError(f"{path}: is damaged; kubectl tells of the Jobs, remove the file to submit anew") from None
 
     def forgive(self, trial: str) -> None:
         """A trial that had failed is tried again: its attempts stay in the ledger, and count no more."""
@@ -259,7 +260,10 @@ class Ledger:
     def is_intact(self, trial: str) -> bool:
         """Whether what a finished trial came to is still here; UserError if it is, and is damaged."""
         run = self.trials / trial
-        if snapshots.exists(run):  # a dataset, whose readers look at its files
+        if snapshots.exists(run):  # a dataset, large: its readers look into its files
+            missing = snapshots.missing(run)
+            if missing:
+                raise UserError(f"{run / missing[0]}: is missing; remove {run}, and the trial is run again")
             return True
         if not snapshots.exists(run / "latest"):
             return False

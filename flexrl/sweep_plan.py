@@ -10,6 +10,7 @@ from typing import Literal
 
 from flexrl import ledger as workspace_ledger
 from flexrl.config import UserError
+from flexrl.lineage import read_lineage
 from flexrl.sweep_ledger import OVER, Ledger
 from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import Trial
@@ -87,10 +88,10 @@ def _kind_of(trial: Trial, ledger: Ledger, is_stopped: bool) -> tuple[Kind, int]
 
 def _speed(trials: Sequence[Trial], ledger: Ledger, workspace: Path) -> float | None:
     """The median steps/s of this sweep's trials, else of the workspace's last runs of the same world and learner."""
-    folders = [ledger.trials / key for key in ledger.entries() if (ledger.trials / key / "metrics.jsonl").is_file()]
+    folders = [ledger.trials / key for key in ledger.entries() if (ledger.trials / key / "lineage.json").is_file()]
     speeds = _speeds(folders[:RECENT])
     if not speeds and workspace.is_dir():
-        others = sorted(workspace.glob("*/metrics.jsonl"), key=lambda path: -path.stat().st_mtime)[:RECENT]
+        others = sorted(workspace.glob("*/lineage.json"), key=lambda path: -path.stat().st_mtime)[:RECENT]
         settings = trials[0].settings.model_dump(mode="json")
         alike = [path.parent for path in others if _is_alike(path.parent, settings)]
         speeds = _speeds(alike)
@@ -98,8 +99,19 @@ def _speed(trials: Sequence[Trial], ledger: Ledger, workspace: Path) -> float | 
 
 
 def _speeds(folders: Sequence[Path]) -> list[float]:
-    found = [workspace_ledger.summarise(folder).env_steps_per_second for folder in folders]
-    return [speed for speed in found if speed]
+    """What runs made from their start to their end, evaluations and saves included; none of a run that tells of no end."""
+    found = []
+    for folder in folders:
+        try:
+            attempts = read_lineage(folder).attempts
+        except UserError:
+            continue  # a run that lost its lineage tells nothing
+        ended = [attempt for attempt in attempts if attempt.end is not None and attempt.to_step is not None]
+        seconds = sum((attempt.end - attempt.start).total_seconds() for attempt in ended if attempt.end)
+        steps = sum((attempt.to_step or 0) - attempt.from_step for attempt in ended)
+        if steps > 0 and seconds > 0:
+            found.append(steps / seconds)
+    return found
 
 
 def _is_alike(folder: Path, settings: Mapping[str, object]) -> bool:

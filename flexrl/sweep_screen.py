@@ -17,6 +17,7 @@ from flexrl.local_runner import Process
 from flexrl.sweep_ledger import OVER, Entry, Ledger, State, Status
 from flexrl.sweep_plan import SIGNS, Plan
 from flexrl.sweep_settings import SweepSettings
+from flexrl.sweeps import VERBS
 from flexrl.words import duration, rounded, short
 
 SHOWN = 40  # rows of a plan that are printed one by one
@@ -35,10 +36,10 @@ STATE_COLOURS: dict[State, str] = {
 
 def print_plan(sweep: SweepSettings, plan: Plan, at_a_time: int) -> None:
     """A line a trial, up to `SHOWN`, then how many there are of each kind and how long it takes."""
-    console = Console()
+    console, unit = Console(), VERBS[sweep.verb].unit
     rows = [row for row in plan.rows if row.to_run] + [row for row in plan.rows if not row.to_run]
     for row in rows[:SHOWN]:
-        note = f"  from step {short(row.done_steps)}" if row.done_steps else ""
+        note = f"  from {unit.removesuffix('s')} {short(row.done_steps)}" if row.done_steps else ""
         console.print(Text(f"  {SIGNS[row.kind]} {row.trial.id}  {row.trial.title}{note}", PLAN_COLOURS[row.kind]))
     if len(rows) > SHOWN:
         console.print(Text(f"    ... and {len(rows) - SHOWN:,} more", "dim"))
@@ -46,11 +47,11 @@ def print_plan(sweep: SweepSettings, plan: Plan, at_a_time: int) -> None:
     console.print(f"{sweep.name}: {len(plan.rows):,} trials of {sweep.verb}:  {counts}", highlight=False)
     hours = plan.hours(at_a_time)
     if plan.to_run and hours is not None:
-        speed = f"{plan.steps_per_second:,.0f} steps/s each, as earlier runs made"
-        left = f"{short(plan.steps_left)} steps, {at_a_time} at a time"
+        speed = f"{rounded(plan.steps_per_second)} {unit}/s each, as earlier runs made"
+        left = f"{short(plan.steps_left)} {unit}, {at_a_time} at a time"
         console.print(f"about {duration(hours * 3600)}: {left}, {speed}", highlight=False)
     elif plan.to_run:
-        console.print(f"{short(plan.steps_left)} steps to do; nothing that ran here says how fast", highlight=False)
+        console.print(f"{short(plan.steps_left)} {unit} to do; nothing that ran here says how fast", highlight=False)
 
 
 def status_table(ledger: Ledger, entries: Sequence[Entry], width: int, metric: str) -> Table:
@@ -59,7 +60,8 @@ def status_table(ledger: Ledger, entries: Sequence[Entry], width: int, metric: s
     table.add_column("trial", overflow="fold")
     if width >= WIDE:
         table.add_column("point", overflow="fold")
-    for name in ("state", "tries", "steps", "steps/s", "left", "lost", metric):
+    unit = VERBS[entries[0].verb].unit if entries else "steps"
+    for name in ("state", "tries", unit, f"{unit}/s", "left", "lost", metric):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for entry in entries:
         key, title, *others = row_of(entry, ledger.status(entry.id), ledger, metric)
@@ -144,9 +146,10 @@ class Screen:
             self._shown = time.monotonic()
         elif not self._console.is_terminal and seconds > SECONDS_BETWEEN_LINES:
             for process in running:
+                unit = VERBS[self._entries[process.trial].verb].unit
                 row = [str(cell) for cell in row_of(self._entries[process.trial], process.status, self._ledger, self._metric)]
                 print(
-                    f"{row[0]}  {row[1]}  {row[4]} steps  {row[5]} steps/s  {self._metric} {row[8]}",
+                    f"{row[0]}  {row[1]}  {row[4]} {unit}  {row[5]} {unit}/s  {self._metric} {row[8]}",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -22,17 +22,6 @@ METRICS = ("eval", "rollout", "train", "time", "reward", "world", "curriculum") 
 VerbName = Literal["train.py", "collect.py", "train_dt.py", "play.py"]
 
 
-class Experiment(Settings):
-    """One of several named ways to do it."""
-
-    # what the tables call it
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
-    # a YAML file of its own in place of the sweep's, relative to the sweep's file; null: the sweep's
-    config: str | None = None
-    # settings over it, by dotted name
-    set: dict[str, Any] = {}
-
-
 class Distribution(Settings):
     """Values of an axis that are drawn; exactly one of these."""
 
@@ -115,6 +104,19 @@ class ResourceSettings(Settings):
         return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+class Experiment(Settings):
+    """One of several named ways to do it."""
+
+    # what the tables call it
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    # a YAML file of its own in place of the sweep's, relative to the sweep's file; null: the sweep's
+    config: str | None = None
+    # settings over it, by dotted name
+    set: dict[str, Any] = {}
+    # what one of its trials takes, in place of the sweep's; null: the sweep's
+    resources: ResourceSettings | None = None
+
+
 # named here, as the settings `list`, `set` and `zip` hide what they are called after
 Points = list[dict[str, Any]]
 Axes = dict[str, list[Any]]
@@ -148,14 +150,15 @@ class SweepSettings(Settings):
     exclude: Points = []
     # how many seeds each point is run with, or which
     seeds: Seeds = 1
+    # what one trial takes; a cluster has one Job for all trials that take the same
     resources: ResourceSettings = ResourceSettings()
-    # trials at a time; on this machine no more than its cores allow
+    # trials at a time, shared out among the Jobs; on this machine no more than its cores allow
     parallelism: int = Field(8, ge=1, le=100_000)
     # attempts that may fail before a trial counts as failed; a preempted one is free
     retries: int = Field(2, ge=0, le=20)
     # seconds that one attempt may take; null: as long as it takes
     deadline: int | None = Field(None, ge=1)
-    # trials that may fail before the rest is not tried; null: all are tried
+    # trials of a Job that may fail before the rest is not tried; null: all are tried
     max_failed: int | None = Field(None, ge=0)
     # Kueue's queue; null: none
     queue: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from flexrl.offline_training import rehearse as rehearse_offline_training
 from flexrl.playing import PlaySettings
 from flexrl.playing import rehearse as rehearse_playing
 from flexrl.policies import WITHOUT_SNAPSHOT
-from flexrl.sweep_settings import RandomSettings, SearchSettings, SweepSettings
+from flexrl.sweep_settings import RandomSettings, ResourceSettings, SearchSettings, SweepSettings
 from flexrl.training import TrainSettings
 from flexrl.training import rehearse as rehearse_training
 from flexrl.yaml_values import Value, nearest, placed
@@ -39,7 +39,8 @@ class Verb:
     model: type[Any]
     rehearse: Callable[[Any, bool], None]
     inputs: Callable[[Any], list[str]]  # folders that its settings name
-    length: str  # the setting that says how far it goes: env steps, updates or episodes
+    length: str  # the setting that says how far it goes
+    unit: str  # what that counts
 
 
 def _inputs_of_training(settings: TrainSettings) -> list[str]:
@@ -60,10 +61,10 @@ def _inputs_of_playing(settings: PlaySettings) -> list[str]:
 
 
 VERBS = {
-    "train.py": Verb(TrainSettings, rehearse_training, _inputs_of_training, "num_steps"),
-    "collect.py": Verb(CollectSettings, rehearse_collection, _inputs_of_collection, "num_steps"),
-    "train_dt.py": Verb(TrainDTSettings, rehearse_offline_training, _inputs_of_offline_training, "num_updates"),
-    "play.py": Verb(PlaySettings, rehearse_playing, _inputs_of_playing, "num_episodes"),
+    "train.py": Verb(TrainSettings, rehearse_training, _inputs_of_training, "num_steps", "steps"),
+    "collect.py": Verb(CollectSettings, rehearse_collection, _inputs_of_collection, "num_steps", "steps"),
+    "train_dt.py": Verb(TrainDTSettings, rehearse_offline_training, _inputs_of_offline_training, "num_updates", "updates"),
+    "play.py": Verb(PlaySettings, rehearse_playing, _inputs_of_playing, "num_episodes", "episodes"),
 }
 
 
@@ -78,6 +79,7 @@ class Trial:
     settings: Settings
     num_steps: int  # env steps, updates or episodes that it is to come to
     inputs: Mapping[str, str]  # content hash of each folder that it reads
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
 
     @property
     def title(self) -> str:
@@ -107,8 +109,9 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
             unused -= set(left_out)
             continue
         source = _config_of(sweep, path, point)
-        extra = next((e.set for e in sweep.list if e.name == point.get("name")), {})
-        values = {**extra, **{key: value for key, value in point.items() if key != "name"}}
+        experiment = next((e for e in sweep.list if e.name == point.get("name")), None)
+        resources = (experiment and experiment.resources) or sweep.resources
+        values = {**(experiment.set if experiment else {}), **{key: value for key, value in point.items() if key != "name"}}
         values = dict(sorted(values.items(), key=lambda item: not f".{item[0]}".endswith(CHOOSES)))  # what chooses comes first
         own = [config.override(key, placed(value, f"{path}: {key}={_show(value)}")) for key, value in values.items()]
         settings: Any = None
@@ -125,7 +128,7 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
             inputs = {name: digests[name] for name in verb.inputs(settings)}
             digest = identity(sweep.verb, settings, code, image, inputs)
             length = int(getattr(settings, verb.length))
-            trials.append(Trial(digest, _label(point, names), seed, point, settings, length, inputs))
+            trials.append(Trial(digest, _label(point, names), seed, point, settings, length, inputs, resources))
     if unused:
         raise UserError(f"{path}: exclude: no point agrees with {_show(dict(sweep.exclude[min(unused)]))}")
     if not trials:

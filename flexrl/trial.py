@@ -6,6 +6,7 @@ import ctypes
 import gzip
 import json
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,10 @@ def unpack(packed: bytes, index: int) -> dict[str, Any]:
 
 
 def become() -> NoReturn:
-    """Replaces this process by the verb of its trial, which goes on where an earlier attempt was saved."""
+    """Runs the verb of its trial as this process's script, which goes on where an earlier attempt was saved.
+
+    In the same interpreter: a new one would read all modules once more.
+    """
     missing = [name for name in (TRIALS, WORKSPACE, INDEX) if name not in os.environ]
     if missing:
         raise UserError(f"submit_sweep.py trial: is what a sweep's Job runs; {', '.join(missing)} is not set")
@@ -58,4 +62,6 @@ def become() -> NoReturn:
             sys.exit(exit_codes.PREEMPTED)
     os.environ[LOCK_WAIT] = "60"
     arguments = ["--name", row["id"], "--workspace", str(folder / "trials"), "--config", str(path), "--resume"]
-    os.execv(sys.executable, [sys.executable, "-u", str(ROOT / row["verb"]), *arguments])
+    sys.argv = [str(ROOT / row["verb"]), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit(exit_codes.DONE)

@@ -36,13 +36,16 @@ class NoSettings(runs.Settings):
     num_steps: int = 10
 
 
-def a_sweep(folder: Path, num_trials: int, name: str = "tiny", **changes: Any) -> tuple[Any, Any, list[str], Ledger]:
-    sweep = SweepSettings(name=name, seeds=num_trials, parallelism=3, retries=1, **changes)
-    trials = [Trial(f"{i:012x}", "", i, {}, NoSettings(), 10, {}) for i in range(num_trials)]
-    job, config_map = job_manifests.render(sweep, trials, "kind", IMAGE)
-    ledger = Ledger(folder / name)
+def a_sweep(
+    folder: Path, num_trials: int, num_jobs: int = 1, **changes: Any
+) -> tuple[list[job_manifests.TrialJob], list[str], Ledger]:
+    sweep = SweepSettings(name="tiny", seeds=num_trials, parallelism=3, retries=1, **changes)
+    takes = [sweep.resources.model_copy(update={"spot": True} if number else {}) for number in range(num_jobs)]
+    trials = [Trial(f"{i:012x}", "", i, {}, NoSettings(), 10, {}, takes[i % num_jobs]) for i in range(num_trials)]
+    jobs = job_manifests.render(sweep, trials, "kind", IMAGE)
+    ledger = Ledger(folder / "tiny")
     ledger.submit(sweep, trials, IMAGE)
-    return job, config_map, [t.id for t in trials], ledger
+    return jobs, [t.id for t in trials], ledger
 
 
 class Crash(Exception):
@@ -82,25 +85,25 @@ def test_a_job_runs_to_its_end_and_everything_is_noted(tmp_path: Path) -> None:
     def plan(index: int, number: int) -> int | str:
         return outcomes[index][number]
 
-    job, config_map, trials, ledger = a_sweep(tmp_path, 5)
+    jobs, trials, ledger = a_sweep(tmp_path, 5)
     with ToyCluster(plan) as toy:
         cluster = toy.client()
-        cluster.check(job)
-        assert cluster.submit(job, config_map)
-        assert not cluster.submit(job, config_map)  # twice is once
-        assert Follower(cluster, job, trials, ledger).run() == "Failed"
-        assert sorted(toy.created) == [("configmaps", job["metadata"]["name"]), ("jobs", job["metadata"]["name"])]
+        cluster.check(jobs)
+        assert cluster.submit(jobs)
+        assert not cluster.submit(jobs)  # twice is once
+        assert Follower(cluster, jobs, ledger).run() == "Failed"
+        assert sorted(toy.created) == [("configmaps", jobs[0].name), ("jobs", jobs[0].name)]
     check(ledger, trials, plan)
     assert [ledger.status(key).num_counted for key in trials] == [0, 1, 0, 2, 0]
 
 
 def test_logs_outlive_their_pods(tmp_path: Path) -> None:
-    job, config_map, trials, ledger = a_sweep(tmp_path, 8)
+    jobs, trials, ledger = a_sweep(tmp_path, 8)
     with ToyCluster(lambda index, number: 0) as toy:
         toy.removes_read = True
         cluster = toy.client()
-        cluster.submit(job, config_map)
-        Follower(cluster, job, trials, ledger).run()
+        cluster.submit(jobs)
+        Follower(cluster, jobs, ledger).run()
         until = time.monotonic() + 10
         while any(plural == "pods" for plural, _ in toy.objects):
             assert time.monotonic() < until
@@ -109,11 +112,11 @@ def test_logs_outlive_their_pods(tmp_path: Path) -> None:
 
 
 def test_a_pod_that_vanishes_leaves_what_was_seen_of_it(tmp_path: Path) -> None:
-    job, config_map, trials, ledger = a_sweep(tmp_path, 1)
+    jobs, trials, ledger = a_sweep(tmp_path, 1)
     with ToyCluster(lambda index, number: 0) as toy:
         cluster = toy.client(patience=2.0)
         toy.held = True  # nothing ends
-        cluster.submit(job, config_map)
+        cluster.submit(jobs)
 
         def take_machine_away() -> None:
             status = ledger.status(trials[0])
@@ -122,56 +125,56 @@ def test_a_pod_that_vanishes_leaves_what_was_seen_of_it(tmp_path: Path) -> None:
                     toy.held = False
                     del toy.objects["pods", str(status.attempts[0].pod)]
 
-        Follower(cluster, job, trials, ledger, take_machine_away).run()
+        Follower(cluster, jobs, ledger, take_machine_away).run()
     status = ledger.status(trials[0])
     assert [attempt.how for attempt in status.attempts] == ["its pod vanished", "done"]
     assert ledger.log_of(trials[0], 0).read_text() == "begins\n(the pod vanished; what it printed after this is lost)\n"
 
 
 def test_another_sweep_of_the_name_waits_for_the_first(tmp_path: Path) -> None:
-    job, config_map, _, _ = a_sweep(tmp_path, 2)
-    other, its_map, _, _ = a_sweep(tmp_path, 3)
+    jobs, _, _ = a_sweep(tmp_path, 2)
+    others, _, _ = a_sweep(tmp_path, 3)
     with ToyCluster(lambda index, number: 1 / 0) as toy:  # type: ignore[arg-type, return-value]
         toy.stopped.set()  # nothing moves
         cluster = toy.client()
-        cluster.submit(job, config_map)
-        with pytest.raises(UserError, match=f"tiny: runs already, as {job['metadata']['name']}; wait for it, or .* cancel"):
-            cluster.submit(other, its_map)
-        assert cluster.cancel("tiny") == [job["metadata"]["name"]]
+        cluster.submit(jobs)
+        with pytest.raises(UserError, match=f"tiny: runs already, as {jobs[0].name}; wait for it, or .* cancel"):
+            cluster.submit(others)
+        assert cluster.cancel("tiny") == [jobs[0].name]
         assert toy.objects == {}
-        assert cluster.submit(other, its_map)
+        assert cluster.submit(others)
 
 
 def test_what_is_wrong_with_a_cluster_is_one_line(tmp_path: Path) -> None:
-    job, _, _, _ = a_sweep(tmp_path, 2, resources={"cpu": "8", "memory": "4Gi"})
+    jobs, _, _ = a_sweep(tmp_path, 2, resources={"cpu": "8", "memory": "4Gi"})
     with ToyCluster(lambda index, number: 0) as toy:
         cluster = toy.client()
-        cluster.check(job)
+        cluster.check(jobs)
         quota = {"metadata": {"name": "q"}, "spec": {"hard": {"requests.cpu": "4000m", "requests.memory": "1Ti"}}}
         toy.objects["resourcequotas", "q"] = quota
         with pytest.raises(UserError, match=r"a trial wants requests.cpu 8, the quota of flex-rl allows 4000m"):
-            cluster.check(job)
+            cluster.check(jobs)
         toy.allowed = False
         with pytest.raises(UserError, match=r"you may not create jobs; ask for the rights of k8s/access.yaml"):
-            cluster.check(job)
+            cluster.check(jobs)
         toy.has_namespace = False
         with pytest.raises(UserError, match=r"is not set up .*; kubectl apply -f k8s/namespace.yaml"):
-            cluster.check(job)
+            cluster.check(jobs)
         toy.faults = {toy.num_requests + 1: 403}
         with pytest.raises(UserError, match=r"namespace flex-rl: forbidden \(not now\)"):
-            cluster.check(job)
+            cluster.check(jobs)
     with pytest.raises(UserError, match=r"127.0.0.1.*does not answer .*; is it up\?"):
-        toy.client().check(job)
+        toy.client().check(jobs)
 
 
 def test_a_job_that_somebody_deleted_is_told(tmp_path: Path) -> None:
-    job, config_map, trials, ledger = a_sweep(tmp_path, 2)
+    jobs, _, ledger = a_sweep(tmp_path, 2)
     with ToyCluster(lambda index, number: 0) as toy:
         with pytest.raises(runs.Failed, match=r"is gone; somebody deleted it"):
-            Follower(toy.client(), job, trials, ledger).run()
+            Follower(toy.client(), jobs, ledger).run()
         cluster = toy.client()
-        config_map["metadata"]["labels"] = {"wrong": "l" * 64}
-        assert cluster.submit(job, config_map)
+        jobs[0].config_map["metadata"]["labels"] = {"wrong": "l" * 64}
+        assert cluster.submit(jobs)
 
 
 FAULTS = st.dictionaries(st.integers(1, 60), st.sampled_from([429, 500, 503, "drop", "late", "cut"]), max_size=25)
@@ -181,20 +184,20 @@ OUTCOMES = st.lists(
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(faults=FAULTS, outcomes=OUTCOMES, crashes=st.lists(st.integers(1, 6), max_size=3))
+@given(faults=FAULTS, outcomes=OUTCOMES, crashes=st.lists(st.integers(1, 6), max_size=3), num_jobs=st.sampled_from([1, 1, 2]))
 def test_nothing_is_lost_and_nothing_doubled(
-    faults: dict[int, Any], outcomes: list[list[int | str]], crashes: list[int]
+    faults: dict[int, Any], outcomes: list[list[int | str]], crashes: list[int], num_jobs: int
 ) -> None:
-    """Fault sequences against the API, and a follower that goes down: one Job, all states, all logs."""
+    """Fault sequences against the API, and a follower that goes down: each Job once, all states, all logs."""
 
     def plan(index: int, number: int) -> int | str:
         return outcomes[index][number] if number < 6 else 0
 
     with tempfile.TemporaryDirectory() as temporary:
-        job, config_map, trials, ledger = a_sweep(Path(temporary), len(outcomes))
+        jobs, _, ledger = a_sweep(Path(temporary), len(outcomes), num_jobs)
         with ToyCluster(plan, faults) as toy:
             cluster = toy.client()
-            cluster.submit(job, config_map)
+            cluster.submit(jobs)
             for after in crashes:
                 left = [after]
 
@@ -204,14 +207,15 @@ def test_nothing_is_lost_and_nothing_doubled(
                         raise Crash
 
                 try:
-                    cluster.submit(job, config_map)
-                    Follower(cluster, job, trials, ledger, show).run()
+                    cluster.submit(jobs)
+                    Follower(cluster, jobs, ledger, show).run()
                 except Crash:
                     continue
-            cluster.submit(job, config_map)
-            Follower(cluster, job, trials, ledger).run()
-            assert sorted(toy.created) == [("configmaps", job["metadata"]["name"]), ("jobs", job["metadata"]["name"])]
-        check(ledger, trials, plan)
+            cluster.submit(jobs)
+            Follower(cluster, jobs, ledger).run()
+            assert sorted(toy.created) == sorted((kind, job.name) for kind in ("configmaps", "jobs") for job in jobs)
+        for job in jobs:
+            check(ledger, list(job.trials), plan)
 
 
 def kubeconfig(folder: Path, toy: ToyCluster) -> Path:
@@ -304,7 +308,7 @@ sys.exit(1 if is_cut else done.returncode)
 
 
 def test_what_finished_on_the_cluster_is_fetched_whole_or_not_at_all(tmp_path: Path, remote: Path) -> None:
-    job, config_map, trials, ledger = a_sweep(tmp_path, 3)
+    jobs, trials, ledger = a_sweep(tmp_path, 3)
     for key in trials:
         run = remote / "sweeps" / "tiny" / "trials" / key
         (run / "replay").mkdir(parents=True)
@@ -314,8 +318,8 @@ def test_what_finished_on_the_cluster_is_fetched_whole_or_not_at_all(tmp_path: P
     (remote / "sweeps" / "tiny" / "trials" / trials[2] / "latest" / "policy.safetensors").write_bytes(b"damaged")
     with ToyCluster(lambda index, number: 0) as toy:
         cluster = toy.client()
-        cluster.submit(job, config_map)
-        Follower(cluster, job, trials, ledger).run()
+        cluster.submit(jobs)
+        Follower(cluster, jobs, ledger).run()
         (remote / "cut").touch()
         assert fetch("tiny", ledger, cluster) == ([], trials)
         assert not list(ledger.trials.iterdir())  # nothing half of it

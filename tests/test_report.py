@@ -214,6 +214,17 @@ def test_broken_runs_are_rows_that_say_what_is_wrong(workspace, monkeypatch, cap
     assert all(problem in printed for problem in problems.values())
 
 
+def test_sweeps_are_named_beside_the_runs(workspace, monkeypatch, capsys):
+    write_run(workspace / "walk")
+    call(monkeypatch, "runs", "--workspace", workspace)
+    assert "sweeps" not in capsys.readouterr().out
+    for name in ("rates", "begun"):
+        (workspace / "sweeps" / name).mkdir(parents=True)
+    (workspace / "sweeps" / "rates" / "trials.json").write_text("{}")
+    call(monkeypatch, "runs", "--workspace", workspace)
+    assert "sweeps: rates; submit_sweep.py status NAME shows their trials" in capsys.readouterr().out
+
+
 def test_a_line_that_a_kill_has_cut_is_no_damage(workspace):
     run = write_run(workspace / "walk")
     write_metrics(run, default_lines(), '{"step": 5000, "eval/re')

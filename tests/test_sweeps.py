@@ -12,19 +12,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 
-from flexrl import exit_codes, job_manifests, job_rules, sweeps, trial
+from flexrl import exit_codes, job_manifests, job_rules, machine, snapshots, sweeps, trial
 from flexrl.config import UserError
 from flexrl.early_stopping import StopSettings, given_up
 from flexrl.local_runner import Runner
 from flexrl.search import Search
 from flexrl.statistics import interquartile_mean
 from flexrl.sweep_ledger import Ledger, Status
+from flexrl.sweep_plan import make_plan
 from flexrl.sweep_settings import Distribution, SearchSettings, load_sweep
 from flexrl.sweeps import Trial, code_digest, expand, identity, rehearsals
 
@@ -45,6 +48,9 @@ TINY = {
     "seeds": 2,
     "resources": {"cpu": 1, "memory": "512Mi"},
 }
+
+
+GAMMAS = {"small": 0.9, "large": 0.95, "as_small": 0.99}
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -241,16 +247,16 @@ def test_a_sweep_runs_once_and_only_what_changed_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "cancel"])
 def test_a_stop_is_clean_and_the_same_command_goes_on(tmp_path: Path, how: str) -> None:
-    path, workspace = written(tmp_path, set={**TINY["set"], "num_steps": 60_000}, grid=None), tmp_path / "workspace"
+    path, workspace = written(tmp_path, set={**TINY["set"], "num_steps": 90_000}, grid=None), tmp_path / "workspace"
     ledger = Ledger(workspace / "sweeps" / "tiny")
     process = subprocess.Popen(command(path, workspace), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while time.monotonic() < until and not any(ledger.step_of(key) for key in ledger.entries()):
         time.sleep(0.1)
-    refused = submit(path, workspace)
-    assert refused.returncode == 2
-    assert "another process is running this sweep" in refused.stderr
     if how == "Ctrl-C":
+        refused = submit(path, workspace)
+        assert refused.returncode == 2
+        assert "another process is running this sweep" in refused.stderr
         process.send_signal(signal.SIGINT)
     else:
         asked = [sys.executable, "submit_sweep.py", "cancel", "tiny", "--workspace", str(workspace)]
@@ -288,11 +294,11 @@ def test_bad_settings_are_never_retried_and_failures_are(tmp_path: Path, monkeyp
         "os.kill(os.getpid(), 9) if codes[number] == -9 else sys.exit(codes[number])\n"
     )
     monkeypatch.setattr(Ledger, "result_of", lambda self, trial: "made")
-    job, config_map = job_manifests.render(sweep, trials, "local")
-    job["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", str(script)]
-    environment = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    [one] = job_manifests.render(sweep, trials, "local")
+    one.container["command"] = ["python", str(script)]
+    environment = one.container["env"]
     next(variable for variable in environment if variable["name"] == trial.WORKSPACE)["value"] = "/app/workspace/sweeps/sweep"
-    runner = Runner(job, config_map, [t.id for t in trials], {}, ledger)
+    runner = Runner([one], {}, ledger)
     assert runner.run()
     statuses = [ledger.status(t.id) for t in trials]
     assert [status.state for status in statuses] == ["refused", "failed", "done", "done", "failed"]
@@ -304,6 +310,79 @@ def test_bad_settings_are_never_retried_and_failures_are(tmp_path: Path, monkeyp
         [137, 1],
     ]
     assert [status.num_counted for status in statuses] == [0, 2, 1, 0, 2]
+
+
+def test_trials_that_take_different_machines_have_jobs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 << 30))
+    monkeypatch.setattr(machine, "num_threads", lambda with_openmp: 4)
+    kinds: list[dict[str, Any]] = [{"name": name, "set": {"learner.gamma": gamma}} for name, gamma in GAMMAS.items()]
+    kinds[1]["resources"] = {"memory": "6Gi", "cpu": 2}
+    path = written(tmp_path, grid=None, list=kinds, seeds=2, parallelism=3, max_failed=3, resources={"memory": "2Gi"})
+    sweep, trials = load_sweep(path), trials_of(path)
+    small, large = job_manifests.render(sweep, trials, "local")
+    ids = [t.id for t in trials]
+    assert [*small.trials, *large.trials] == [ids[0], ids[1], ids[4], ids[5], ids[2], ids[3]]
+    assert [job.container["resources"]["requests"]["memory"] for job in (small, large)] == ["2Gi", "6Gi"]
+    assert [job.spec["parallelism"] for job in (small, large)] == [2, 1]
+    assert {"name": "OMP_NUM_THREADS", "value": "2"} in large.container["env"]
+    for job in (small, large):
+        assert job_rules.problems(job.job) == []
+        packed = base64.b64decode(job.config_map["binaryData"][job_manifests.TRIALS_FILE])
+        assert [trial.unpack(packed, index)["id"] for index in range(len(job.trials))] == list(job.trials)
+    ledger = Ledger(tmp_path / "sweep")
+    ledger.submit(sweep, trials, None)
+    times = tmp_path / "times"
+    script = tmp_path / "notes.py"
+    script.write_text(
+        "import os, time\n"
+        "def note(sign):\n"
+        f"    with open({str(times)!r}, 'a') as file:\n"
+        "        file.write(f'{sign} {os.environ[\"OMP_NUM_THREADS\"]}\\n')\n"
+        "note(1)\ntime.sleep(0.4)\nnote(-1)\n"
+    )
+    monkeypatch.setattr(Ledger, "result_of", lambda self, trial: "made")
+    for job in (small, large):
+        job.container["command"] = ["python", str(script)]
+    runner = Runner([small, large], {}, ledger)
+    assert runner.slots == 3
+    assert runner.run()
+    assert {ledger.status(key).state for key in ids} == {"done"}
+    taken, most = 0, 0
+    for line in times.read_text().splitlines():
+        sign, cores = map(int, line.split())
+        taken += sign * (6 if cores == 2 else 2)  # GiB
+        most = max(most, taken)
+    assert most == 8
+
+
+def test_what_a_plan_says_of_time_counts_evaluations_and_saves(tmp_path: Path) -> None:
+    path = written(tmp_path, grid=None, seeds=3)
+    sweep, trials = load_sweep(path), trials_of(path)
+    ledger = Ledger(tmp_path / "sweeps" / "tiny")
+    assert make_plan(sweep, trials, ledger, tmp_path).steps_per_second is None
+    ledger.submit(sweep, trials, None)
+    attempts = [
+        {"start": "2026-01-01T00:00:00Z", "end": "2026-01-01T00:01:40Z", "from_step": 0, "to_step": 300},
+        {"start": "2026-01-01T01:00:00Z", "end": "2026-01-01T01:01:40Z", "from_step": 200, "to_step": 500},
+        {"start": "2026-01-01T02:00:00Z", "from_step": 500},
+    ]
+    lineage = {"name": "x", "seed": 0, "parents": {}, "attempts": [{"command": "", "how": "", **a} for a in attempts]}
+    for key, document in zip([t.id for t in trials], (json.dumps(lineage), "damaged", json.dumps(lineage)), strict=True):
+        (ledger.trials / key).mkdir()
+        (ledger.trials / key / "lineage.json").write_text(document)
+    plan = make_plan(sweep, trials, ledger, tmp_path)
+    assert plan.steps_per_second == pytest.approx(3.0)
+    assert plan.hours(2) == pytest.approx(plan.steps_left / 3.0 / 2 / 3600)
+
+
+def test_a_finished_dataset_that_has_lost_a_file_is_told(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "sweeps" / "tiny")
+    run = ledger.trials / "0123456789ab"
+    snapshots.write(run, {"00000.arrow": b"a", "00001.arrow": b"b"})
+    assert ledger.is_intact(run.name)
+    (run / "00001.arrow").unlink()
+    with pytest.raises(UserError, match=r"00001.arrow: is missing; remove .*0123456789ab, and the trial is run again"):
+        ledger.is_intact(run.name)
 
 
 def test_a_damaged_trial_costs_itself_alone(tmp_path: Path) -> None:
@@ -328,8 +407,8 @@ def test_nothing_is_started_once_the_code_has_changed(tmp_path: Path) -> None:
     sweep, trials = load_sweep(path), trials_of(path)
     ledger = Ledger(tmp_path / "sweep")
     ledger.submit(sweep, trials, None)
-    job, config_map = job_manifests.render(sweep, trials, "local")
-    runner = Runner(job, config_map, [t.id for t in trials], {}, ledger, obstacle=lambda: "the code has changed")
+    [one] = job_manifests.render(sweep, trials, "local")
+    runner = Runner([one], {}, ledger, obstacle=lambda: "the code has changed")
     assert runner.run()
     assert runner.why_ended == "the code has changed"
     assert not any(ledger.status(t.id).attempts for t in trials)
@@ -342,10 +421,10 @@ def test_a_trial_that_takes_too_long_counts(tmp_path: Path) -> None:
     ledger.submit(sweep, trials, None)
     script = tmp_path / "waits.py"
     script.write_text("import signal, time\nsignal.signal(15, lambda *_: None)\nwhile True:\n    time.sleep(1)\n")
-    job, config_map = job_manifests.render(sweep, trials, "local")
-    job["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", str(script)]
-    job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1  # it does not heed SIGTERM
-    assert Runner(job, config_map, [t.id for t in trials], {}, ledger).run()
+    [one] = job_manifests.render(sweep, trials, "local")
+    one.container["command"] = ["python", str(script)]
+    one.pod["terminationGracePeriodSeconds"] = 1  # it does not heed SIGTERM
+    assert Runner([one], {}, ledger).run()
     status = ledger.status(trials[0].id)
     assert status.state == "failed"
     assert [attempt.how for attempt in status.attempts] == ["took longer than the deadline of 1 s"] * 2
@@ -354,7 +433,7 @@ def test_a_trial_that_takes_too_long_counts(tmp_path: Path) -> None:
 @pytest.fixture
 def job(tmp_path: Path) -> dict[str, Any]:
     path = written(tmp_path, max_failed=1, queue="gpus", resources={"gpu": 1, "accelerator": "nvidia-l4", "spot": True})
-    return job_manifests.render(load_sweep(path), trials_of(path, image=IMAGE), "gke", IMAGE, "abc")[0]
+    return job_manifests.render(load_sweep(path), trials_of(path, image=IMAGE), "gke", IMAGE, "abc")[0].job
 
 
 @pytest.mark.parametrize("version", ["1.33", "1.34", "1.37"])
@@ -363,13 +442,13 @@ def test_manifests_are_what_kubernetes_takes(tmp_path: Path, target: Any, versio
     for number, resources in enumerate(({}, {"gpu": 2, "accelerator": "nvidia-l4", "spot": True, "cpu": "500m"})):
         path = written(tmp_path, resources=resources, queue="gpus" if number else None, deadline=3600 if number else None)
         image = None if target == "local" else IMAGE
-        manifests = job_manifests.render(load_sweep(path), trials_of(path, image=image), target, image)
-        assert job_rules.problems(manifests[0]) == []
-        for manifest in manifests:
+        [one] = job_manifests.render(load_sweep(path), trials_of(path, image=image), target, image)
+        assert job_rules.problems(one.job) == []
+        for manifest in (one.job, one.config_map):
             kubernetes_validate.validate(manifest, version, strict=True)
-        pod = manifests[0]["spec"]["template"]["spec"]
+        pod = one.pod
         assert ("nodeSelector" in pod) == (target != "kind" and number == 1)
-        packed = base64.b64decode(manifests[1]["binaryData"][job_manifests.TRIALS_FILE])
+        packed = base64.b64decode(one.config_map["binaryData"][job_manifests.TRIALS_FILE])
         assert trial.unpack(packed, 3)["id"] == trials_of(path, image=image)[3].id
 
 

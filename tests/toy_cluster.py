@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -250,9 +251,11 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, cluster.objects[plural, name]
 
     def _chosen(self, plural: str, query: str) -> list[dict[str, Any]]:
-        label, _, value = parse_qs(query).get("labelSelector", ["="])[0].partition("=")
+        selector = parse_qs(query).get("labelSelector", [""])[0]
         found = [o for (kind, _), o in self.cluster.objects.items() if kind == plural]
-        return [o for o in found if not label or o["metadata"].get("labels", {}).get(label) == value]
+        several = re.fullmatch(r"(\S+) in \((.*)\)", selector)
+        label, values = (several[1], several[2]) if several else selector.partition("=")[::2]
+        return [o for o in found if not label or o["metadata"].get("labels", {}).get(label) in values.split(",")]
 
     def _watch(self, cut: bool) -> None:
         query = parse_qs(urlparse(self.path).query)
