@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flexrl.curriculum import Curriculum
 from flexrl.motor_settings import MotorSettings, resolve_tasks
+from flexrl.phrasings import with_copies
 from flexrl.physics import ALL, Array, Body
 from flexrl.resets import FallenPoses
 from flexrl.skill_sampling import SkillSampler
@@ -41,7 +42,7 @@ class Assignments:
         self.sampler = SkillSampler(settings.sampling, {name: weight for name, (_, weight) in resolved.items()})
         self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
         self.loose = np.array([isinstance(task.reset, FallenPoses) for task in self.tasks])  # begins lying, (num_tasks,)
-        families = [getattr(task.words, settings.phrasings) for task in self.tasks]
+        families = [with_copies(getattr(task.words, settings.phrasings), settings.word_variants) for task in self.tasks]
         self.phrases = [(skill, phrase) for skill, family in zip(self.skills, families, strict=True) for phrase in family]
         self._first_phrase = np.cumsum([0, *map(len, families)])  # of each task, and the end
         self._words = "embedding" in settings.goal

@@ -68,6 +68,9 @@ class MotorSettings(Settings):
     encoder: str = Field("hashed_ngrams", pattern=r"^(hashed_ngrams|transformer:.+)$")
     # which words: those to learn from, or others for the same skills, to see whether they are understood
     phrasings: Literal["train", "held_out"] = "train"
+    # distorted copies of each phrase (typing errors, words that nobody knows) that words are drawn from, too; evaluations and
+    # datasets have none
+    word_variants: int = Field(0, ge=0, le=1_000)
     # s between changes of the skill within an episode of a mixed world, [shortest, longest]; null: never
     switch: Range | None = None
     # tasks become harder as they succeed (commands, help in getting up); null: at full difficulty from the start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,12 @@ class Family:
     def name(self) -> str:
         """The first phrase."""
         return self.train[0]
+
+
+def with_copies(phrases: Sequence[str], num_copies: int) -> list[str]:
+    """Each phrase, and so many distorted copies behind it, the same ones for the same phrases."""
+    rng = np.random.default_rng(0)
+    return [phrase if i == 0 else distorted(phrase, rng) for phrase in phrases for i in range(1 + num_copies)]
 
 
 def distorted(phrase: str, rng: np.random.Generator) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, DatasetInfo, columns_of
 from flexrl.goals import PLACE_SEEN
-from flexrl.phrasings import distorted
+from flexrl.phrasings import with_copies
 from flexrl.text_encoders import Encoder, embed, find_encoder
 
 Array = NDArray[Any]
@@ -206,9 +206,9 @@ def goal_reader(part: str, dataset: Dataset, word_variants: int = 0) -> Callable
 
 
 def _words_reader(info: DatasetInfo, variants: int) -> Callable[[GoalSteps], Array]:
-    encoder, rng = encoder_of(info), np.random.default_rng(0)
+    encoder = encoder_of(info)
     vectors = embed([phrase.words for phrase in info.phrases], encoder).astype(np.float32)
-    copies = [p.words if i == 0 else distorted(p.words, rng) for p in info.phrases for i in range(1 + variants)]
+    copies = with_copies([phrase.words for phrase in info.phrases], variants)
     drawn = embed(copies, encoder).astype(np.float32)  # skill by skill, as the phrases are
     owners = np.repeat([info.skills.index(phrase.skill) for phrase in info.phrases], 1 + variants)
     counts = np.bincount(owners, minlength=len(info.skills))
