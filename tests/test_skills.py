@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexrl.collection import CollectSettings, world_of
 from flexrl.curriculum import Curriculum, CurriculumSettings, next_level
 from flexrl.motor_batch import MotorBatch
 from flexrl.motor_settings import MotorSettings, resolve_tasks
@@ -230,6 +231,21 @@ def test_words_are_seen_as_vectors_and_mirrored_words_as_mirrored_vectors() -> N
     obs = batch.observe(batch.previous_action)
     mirrored = batch.observation.mirror()(obs)
     np.testing.assert_array_equal(mirrored[left, -2 * NUM_FEATURES :], obs[right, -2 * NUM_FEATURES :])
+
+
+def test_words_to_learn_from_have_distorted_copies_and_those_to_be_judged_by_have_none() -> None:
+    settings = MotorSettings(task="mixed", num_envs=4, num_threads=1, goal=["embedding"], word_variants=3)
+    plain = MotorBatch(settings.model_copy(update={"word_variants": 0}), seed=0).asked.phrases
+    drawn = MotorBatch(settings, seed=0).asked.phrases
+    assert drawn[::4] == plain
+    assert [skill for skill, _ in drawn] == [skill for skill, _ in plain for _ in range(4)]
+    different = [words for i, (_, words) in enumerate(drawn) if i % 4 and words != drawn[i - i % 4][1]]
+    assert len(different) > len(plain)
+    assert drawn == MotorBatch(settings, seed=1).asked.phrases  # the same for every run
+    assert evaluation_settings(settings, 2).word_variants == 0
+    collected = world_of(CollectSettings(models=[{"path": "zero"}], world=settings), [None])
+    assert isinstance(collected, MotorSettings)
+    assert collected.word_variants == 0
 
 
 def test_phrases_that_share_words_lie_close_together() -> None:
