@@ -48,7 +48,9 @@ def test_examples_load_and_begin_with_their_command(path: Path) -> None:
     assert any(line.startswith(starts) and path.name in line for line in lines[:2])
 
 
-@pytest.mark.parametrize(("name", "num_trials"), [("half_cheetah_sweep", 3 * 2 * 3), ("play_sweep", 2 * 2 * 2)])
+@pytest.mark.parametrize(
+    ("name", "num_trials"), [("half_cheetah_sweep", 3 * 2 * 3), ("play_sweep", 2 * 2 * 2), ("half_cheetah_skills_sweep", 4)]
+)
 def test_the_sweeps_among_the_examples_come_to_their_trials(
     name: str, num_trials: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
