@@ -65,9 +65,9 @@ need-name:
 status: need-name $(VENV)/.installed  ## how a sweep stands (NAME=half-cheetah-sweep)
 	$(RUN) submit_sweep.py status $(NAME)
 
-logs: need-name $(VENV)/.installed  ## what a trial printed (NAME=half-cheetah-sweep TRIAL=the beginning of its id)
+logs: need-name $(VENV)/.installed  ## what a trial printed (NAME=half-cheetah-sweep TRIAL=the beginning of its id; ARGS=--follow)
 	@test -n "$(TRIAL)" || { echo "which trial? make status NAME=$(NAME) shows their ids; make logs NAME=$(NAME) TRIAL=..." >&2; exit 2; }
-	$(RUN) submit_sweep.py logs $(NAME) $(TRIAL)
+	$(RUN) submit_sweep.py logs $(NAME) $(TRIAL) $(ARGS)
 
 fetch: need-name $(VENV)/.installed  ## bring what a sweep on GKE came to into workspace/ (NAME=half-cheetah-sweep)
 	$(RUN) submit_sweep.py fetch $(NAME)

@@ -19,6 +19,7 @@ import math
 import os
 import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from flexrl.sweep_settings import SweepSettings
 
 FEW_SEEDS = 5
+SECONDS_BETWEEN_LOOKS = 0.5
 ASK_ABOUT = ("status", "logs", "report", "fetch", "cancel")
 
 
@@ -108,6 +110,7 @@ def ask() -> None:
     if sys.argv[1] == "logs":
         parser.add_argument("trial", help="a trial's id, or its beginning")
         parser.add_argument("--attempt", type=int, help="which attempt, from 0 (default: the last)")
+        parser.add_argument("--follow", action="store_true", help="go on printing until that attempt is over")
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout (status, report)")
     parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live (default: workspace)")
     arguments = parser.parse_args()
@@ -119,7 +122,7 @@ def ask() -> None:
         else:
             sweep_screen.print_status(ledger)
     elif arguments.verb == "logs":
-        print_log(ledger, arguments.trial, arguments.attempt)
+        print_log(ledger, arguments.trial, arguments.attempt, arguments.follow)
     elif arguments.verb == "cancel":
         cancel(sweep.name, ledger)
     elif arguments.verb == "fetch":
@@ -157,8 +160,8 @@ def fetch(name: str, ledger: Ledger) -> None:
         raise Failed(f"{name}: did not come whole: {', '.join(missing)}; the same command tries them again")
 
 
-def print_log(ledger: Ledger, start: str, attempt: int | None) -> None:
-    """What an attempt printed."""
+def print_log(ledger: Ledger, start: str, attempt: int | None, follow: bool) -> None:
+    """What an attempt printed; with `follow` what it goes on to print too."""
     found = [key for key in ledger.entries() if key.startswith(start)]
     if len(found) != 1:
         which = f": {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else ""
@@ -170,7 +173,15 @@ def print_log(ledger: Ledger, start: str, attempt: int | None) -> None:
     path = ledger.log_of(found[0], number)
     if not path.is_file():
         raise UserError(f"{path}: no such log; the trial has had {len(attempts)} attempts")
-    sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+    with path.open(encoding="utf-8", errors="replace") as log:
+        while True:
+            is_over = not follow or ledger.status(found[0]).attempts[number].end is not None
+            is_over |= ledger.ran_here and ledger.runner() is None  # its runner was killed
+            sys.stdout.write(log.read())
+            sys.stdout.flush()
+            if is_over:
+                return
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def report(sweep: SweepSettings, ledger: Ledger, as_json: bool) -> None:

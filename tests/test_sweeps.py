@@ -26,7 +26,7 @@ from flexrl.early_stopping import StopSettings, given_up
 from flexrl.local_runner import Runner
 from flexrl.search import Search
 from flexrl.statistics import interquartile_mean
-from flexrl.sweep_ledger import Ledger, Status
+from flexrl.sweep_ledger import Attempt, Ledger, Status
 from flexrl.sweep_plan import make_plan
 from flexrl.sweep_settings import Distribution, SearchSettings, load_sweep
 from flexrl.sweeps import Trial, code_digest, expand, identity, rehearsals
@@ -373,6 +373,34 @@ def test_what_a_plan_says_of_time_counts_evaluations_and_saves(tmp_path: Path) -
     plan = make_plan(sweep, trials, ledger, tmp_path)
     assert plan.steps_per_second == pytest.approx(3.0)
     assert plan.hours(2) == pytest.approx(plan.steps_left / 3.0 / 2 / 3600)
+
+
+def test_a_log_is_followed_until_its_attempt_is_over(tmp_path: Path) -> None:
+    path = written(tmp_path, grid=None, seeds=1)
+    [one] = trials_of(path)
+    ledger = Ledger(tmp_path / "sweeps" / "tiny")
+    ledger.submit(load_sweep(path), [one], None)
+    asked = [sys.executable, "submit_sweep.py", "logs", "tiny", one.id[:6], "--workspace", str(tmp_path)]
+    early = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (early.returncode, early.stderr) == (2, f"{one.id}: has not been started yet\n")
+    ledger.set_status(one.id, Status("running", [Attempt(start="2026-01-01T00:00:00Z")]))
+    log = ledger.log_of(one.id, 0)
+    log.write_text("first\n")
+    now = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert now.stdout == "first\n"
+    with ledger.locked():
+        process = subprocess.Popen([*asked, "--follow"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "first\n"
+        with log.open("a") as file:
+            file.write("second\n")
+        assert process.stdout.readline() == "second\n"
+        with log.open("a") as file:
+            file.write("last\n")
+        ledger.set_status(one.id, Status("done", [Attempt(start="2026-01-01T00:00:00Z", end="2026-01-01T00:01:00Z")]))
+        assert process.communicate(timeout=60)[0] == "last\n"
+    ledger.set_status(one.id, Status("running", [Attempt(start="2026-01-01T00:00:00Z")]))  # and nobody runs it
+    subprocess.run([*asked, "--follow"], cwd=ROOT, check=True, timeout=60, stdout=subprocess.DEVNULL)
 
 
 def test_a_finished_dataset_that_has_lost_a_file_is_told(tmp_path: Path) -> None:
