@@ -159,4 +159,4 @@ def draw_episodes(dataset: Dataset, path: Path) -> None:
         if len(mine) and len(rows) < ROWS:
             states = dataset.episode(int(mine[np.argmax(dataset.episodes.length[mine])]), ["state"])["state"]
             rows[name] = [np.array(state[1 : 1 + model.nq]) for state in (states[: 2 * num] if rises else states[-num:])]
-    render.contact_sheet(path, model, rows, info.seconds_per_step, columns=8, size=(160, 200))
+    render.contact_sheet(path, model, rows, info.seconds_per_step, columns=8, size=(180, 180))

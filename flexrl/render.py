@@ -341,7 +341,9 @@ def contact_sheet(
 def _strip(model: mujoco.MjModel, name: str, states: list[Array], dt: float, columns: int, size: tuple[int, int]) -> Frame:
     """`columns` frames side by side."""
     picked = np.unique(np.linspace(0, len(states) - 1, columns).round().astype(int))
-    with Stage(model, size) as stage:
+    closeness = 0.7 / min(size[0] / size[1], 1.0)  # nearer than in a video: frames are small
+    camera = Camera(model, distance=viewing_distance(model) * min(closeness, 1.0))
+    with Stage(model, size, camera) as stage:
         captions = [name if name and k == 0 else f"{number * dt:.2f} s" for k, number in enumerate(picked)]
         frames = [stage.frame(states[number], caption=caption) for number, caption in zip(picked, captions, strict=True)]
     return np.concatenate(frames, axis=1)

@@ -36,7 +36,7 @@ class Tour:
             # of one that gets up its rise, of the others their end
             rising = {task.words.name for task in self.world.batch.tasks if task.name == "recover"}
             shown = {words: states[: 2 * steps] if words in rising else states[-steps:] for words, states in self.parts.items()}
-            render.contact_sheet(path, physics.model, shown, physics.dt, columns=8, size=(160, 200))
+            render.contact_sheet(path, physics.model, shown, physics.dt, columns=8, size=(180, 180))
             return
         states = [state for part in self.parts.values() for state in part]
         words = [words for words, part in self.parts.items() for _ in part]
