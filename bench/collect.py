@@ -35,7 +35,7 @@ from flexrl.windows import WindowSampler
 from flexrl.worlds import make_world
 
 ROOT = Path(__file__).resolve().parent.parent
-SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
 
 
 def collected(settings: CollectSettings, folder: Path) -> float:

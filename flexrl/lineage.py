@@ -129,7 +129,7 @@ def trace(folder: Path) -> Ancestor:
     return _trace(str(folder), folder, None, {}, set())
 
 
-def _trace(path: str, folder: Path, recorded: str | None, told: Mapping[str, Lineage], seen: set[Path]) -> Ancestor:
+def _trace(path: str, folder: Path, recorded: str | None, told: Mapping[str, Lineage], seen: set[str]) -> Ancestor:
     """`recorded` is its hash as its child has it, `told` the lineages that its descendants keep, by content hash."""
     snapshot = next((s for s in (folder, folder / "best", folder / "latest") if (s / snapshots.MANIFEST).is_file()), None)
     mark: Mark | None = None  # of a run before its first snapshot
@@ -140,10 +140,11 @@ def _trace(path: str, folder: Path, recorded: str | None, told: Mapping[str, Lin
         lineage, state = _lineage_of(folder)
     except UserError as error:
         problem = problem or str(error)
-    if lineage is None and mark == "missing":
-        lineage = told.get(recorded or "")
-    repeated = folder.resolve() in seen
-    seen.add(folder.resolve())
+    place = str(folder.resolve())
+    if recorded is not None and recorded in told and (mark == "changed" or (mark == "missing" and lineage is None)):
+        lineage, state, place = told[recorded], None, recorded  # what lies there now is something else
+    repeated = place in seen
+    seen.add(place)
     parents = lineage.parents if lineage and not repeated else {}
     told = {**told, **(lineage.ancestry if lineage else {})}
     return Ancestor(

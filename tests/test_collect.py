@@ -24,7 +24,7 @@ from flexrl.physics import BODIES, Physics
 from flexrl.policies import load_policy, open_snapshot
 
 ROOT = Path(__file__).parent.parent
-SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
 SMALL = ("num_envs=8", "num_threads=1", "switch=[0.5, 1.5]", "noise=[0, 0.3]")
 
 
@@ -212,7 +212,7 @@ def test_a_file_of_another_dataset_is_refused(dataset: Dataset, tmp_path: Path) 
         (["switch=[1, 2]"], "switch: only a mixed world has several skills; write null"),
         (["skills={walk_forward: 1}"], "skills: this world has no skill 'walk_forward' to weigh"),
         (
-            ["models=[{path: examples/pretrained/humanoid_walk}, {path: examples/pretrained/humanoid_skills}]"],
+            ["models=[{path: examples/pretrained/humanoid_walk}, {path: examples/pretrained/humanoid_skills_ppo}]"],
             "was trained with",
         ),
         (["models=[{path: examples/pretrained/humanoid_walk, weight: 1000}, {path: zero}]"], "would have no simulation"),

@@ -17,7 +17,7 @@ import pytest
 from flexrl.dataset import Dataset, open_dataset
 
 ROOT = Path(__file__).parent.parent
-SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
 
 
 def collect(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -486,6 +486,10 @@ def test_ancestors_that_are_gone_are_told_by_what_their_children_kept(workspace,
             run.write_snapshot(run.best, {"snapshot.json": b'{"num_steps": 5}'})
         parent = run.best
     shutil.copytree(workspace / "refined" / "best", workspace.parent / "shipped")
+    shutil.rmtree(workspace / "walk")
+    shutil.copytree(workspace / "refined", workspace / "walk")  # another run has taken its name
+    walk = lineage.trace(workspace.parent / "shipped").parents[0].parents[0]
+    assert (walk.mark, walk.lineage.name, walk.repeated) == ("changed", "walk", False)
     shutil.rmtree(workspace)
     call(monkeypatch, "lineage", str(workspace.parent / "shipped"))
     printed = capsys.readouterr().out
