@@ -1,7 +1,7 @@
 """What a sweep costs: planning a thousand trials, and running eight trainings against a shell loop.
 
 python bench/sweep.py                      # 1,000 trials: --plan, and expand + render + validate; seconds
-python bench/sweep.py --run --seconds 120  # eight trainings of so long on all cores, by the sweep and by xargs -P; 20 minutes
+python bench/sweep.py --run --seconds 120  # eight trainings of so long on all cores, by the sweep and by xargs -P; 18 minutes
 python bench/sweep.py --chaos              # a sweep of which a fifth of the attempts is killed, against one left alone
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,15 @@ def plan(folder: Path) -> None:
 
 
 def run(folder: Path, wanted: float, repeats: int) -> None:
-    """The same trainings by a sweep and by xargs, as many at a time as there are cores."""
+    """The same trainings by a sweep and by xargs, as many at a time as there are cores.
+
+    Two times of the same training differ by more than a sweep costs. So what is spent outside of the runs, as their lineage
+    has them, is told too: the plan, starting processes, noticing their end.
+    """
     num_steps = int(wanted * steps_per_second(folder))
     values = {**TRAINING, "num_steps": num_steps}
     print(f"{NUM_TRAININGS} trainings of {num_steps:,} steps, {num_threads()} at a time", flush=True)
-    ratios = []
+    ratios, overheads = [], []
     for repeat in range(repeats):
         path = write(folder / "eight.yaml", set=values, seeds=NUM_TRAININGS, resources={"cpu": 1, "memory": "512Mi"})
         command = [sys.executable, "submit_sweep.py", "--sweep", str(path), "--workspace", str(folder / f"sweep{repeat}")]
@@ -92,20 +97,35 @@ def run(folder: Path, wanted: float, repeats: int) -> None:
         theirs = time.perf_counter() - begin
         ratios.append(ours / theirs)
         print(f"sweep {ours:.1f} s, shell loop {theirs:.1f} s: {ours / theirs:.3f}", flush=True)
+        around = ours - seconds_inside(folder / f"sweep{repeat}" / "sweeps" / "eight" / "trials")
+        around_theirs = theirs - seconds_inside(folder / f"loop{repeat}")
+        overheads.append((around - around_theirs) / theirs)
+        print(f"outside the runs: sweep {around:.1f} s, shell loop {around_theirs:.1f} s: {overheads[-1]:+.1%}", flush=True)
     print(f"sweep / shell loop: {statistics.median(ratios):.3f} in the median of {repeats} (bar: 1.03)")
+    print(f"what the sweep spends outside the runs more than the loop: {statistics.median(overheads):+.1%} of the loop")
+
+
+def seconds_inside(runs: Path) -> float:
+    """What the runs of a folder took by their lineage, all cores busy with them."""
+    documents = [json.loads(path.read_bytes()) for path in runs.glob("*/lineage.json")]
+    assert len(documents) == NUM_TRAININGS
+    times = [[datetime.fromisoformat(d["attempts"][0][key]) for key in ("start", "end")] for d in documents]
+    return sum((end - start).total_seconds() for start, end in times) / num_threads()
 
 
 def steps_per_second(folder: Path) -> float:
-    """Of one such training, another beside it on each other core."""
-    config = write(folder / "speed.yaml", **TRAINING, num_steps=40_000)
-    command = [sys.executable, "train.py", "--config", str(config), "--workspace", str(folder / "speed")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    begin = time.perf_counter()
-    names = [str(i) for i in range(num_threads())]
-    quiet = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for process in [subprocess.Popen([*command, "--name", name], **quiet) for name in names]:  # type: ignore[call-overload]
-        process.wait()
-    return 40_000 / (time.perf_counter() - begin)
+    """Of one such training once it runs, another beside it on each other core."""
+    seconds = []
+    for num_steps in (20_000, 120_000):
+        config = write(folder / "speed.yaml", **TRAINING, num_steps=num_steps)
+        command = [sys.executable, "train.py", "--config", str(config), "--workspace", str(folder / f"speed_{num_steps}")]
+        quiet = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL}
+        begin = time.perf_counter()
+        names = map(str, range(num_threads()))
+        for process in [subprocess.Popen([*command, "--name", name], **quiet) for name in names]:  # type: ignore[call-overload]
+            process.wait()
+        seconds.append(time.perf_counter() - begin)
+    return 100_000 / (seconds[1] - seconds[0])
 
 
 def chaos(folder: Path) -> None:
