@@ -54,7 +54,8 @@ done
 for key in find-links index-url extra-index-url; do
     for path in $(python3 -m pip config get "global.$key" 2>/dev/null || true); do
         path=${path#file://}
-        [ -d "$path" ] && volumes+=(--volume "$path:$path:ro")
+        case $key in *index-url) path=${path%/*} ;; esac  # the files that an index names lie beside it
+        [ -n "$path" ] && [ -d "$path" ] && volumes+=(--volume "$path:$path:ro")
     done
 done
 buildah build --quiet --pull-never --layers=false --target runtime --file docker/Dockerfile --tag "$image" "${volumes[@]}" \
