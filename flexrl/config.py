@@ -235,6 +235,8 @@ def _model_at(model: type[Settings], location: Sequence[Any]) -> type[Settings] 
     for part in location:
         if current is None:
             return None
+        if isinstance(part, int):
+            continue  # which of a list of `current`
         if part in (_default(current, key) for key in _CHOICES):
             continue  # the tag that chose `current`
         field = current.model_fields.get(str(part))

@@ -161,6 +161,10 @@ def test_what_is_drawn_twice_is_run_once(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"grid": {"learner.learning_rte": [1e-3]}}, "no key 'learning_rte' here; did you mean 'learning_rate'?"),
+        (
+            {"list": [{"name": "a", "resources": {"cpus": 2}}]},
+            "list.0.resources: no key 'cpus' here; did you mean 'cpu'?",
+        ),
         ({"grid": {"learner.gamma": [2.0]}}, "learner.gamma=2: learner.gamma: expected"),
         ({"grid": {"learner.gamma": []}}, "grid.learner.gamma: has no values"),
         ({"zip": {"learner.gamma": [0.9, 0.99], "learner.n_epochs": [1]}}, "zip: expected as many values of each"),
