@@ -15,6 +15,7 @@ from typing import Any, Literal
 from flexrl import config, runs, snapshots
 from flexrl.config import UserError
 from flexrl.job_manifests import TrialJob
+from flexrl.ledger import list_sweeps
 from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import Trial
 
@@ -95,7 +96,7 @@ class Ledger:
     def read_sweep(self) -> SweepSettings:
         """The sweep as it was last submitted; UserError if there is none."""
         if not self.exists:
-            known = sorted(path.parent.name for path in self.folder.parent.glob("*/trials.json"))
+            known = list_sweeps(self.folder.parent.parent)
             there = f"; there are {', '.join(known)}" if known else ""
             raise UserError(f"{self.folder}: no such sweep{there}; submit_sweep.py --sweep FILE makes one")
         if not (self.folder / "sweep.yaml").is_file():
