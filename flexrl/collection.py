@@ -185,7 +185,7 @@ def world_of(settings: CollectSettings, parents: list[Snapshot | None]) -> World
             raise UserError(f"{'skills' if settings.skills else 'physics'}: {world.id} has none to choose from; leave it away")
         return world.model_copy(update={"num_envs": settings.num_envs})
     update: dict[str, Any] = {"num_envs": settings.num_envs, "num_threads": settings.num_threads}
-    update |= {"curriculum": None, "randomise": None, "word_variants": 0}
+    update |= {"curriculum": None, "randomise": None, "word_variants": 0, "stagger": False}
     if settings.physics != "same":
         update["physics"] = settings.physics
     if settings.switch != "same":

@@ -141,6 +141,10 @@ class MotorBatch:
             state.asked_heading = self._asked_heading[ids] = np.where(lies, state.heading, state.asked_heading)
         return self.observation(state)
 
+    def stagger(self) -> None:
+        """Puts every episode's clock at a random moment of its time, so that those of one length do not end together."""
+        self.num_steps[:] = [rng.integers(steps) for rng, steps in zip(self.rngs, self.asked.max_steps, strict=True)]
+
     def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
         return self.observation(self._state(action, self.position, self.feet))

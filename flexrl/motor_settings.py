@@ -13,6 +13,7 @@ from flexrl.curriculum import CurriculumSettings
 from flexrl.goals import GOALS
 from flexrl.physics import Mode
 from flexrl.randomise import RandomiseSettings
+from flexrl.resets import FallenPoses
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import SKILLS, Range, Task, find_task
 
@@ -47,6 +48,8 @@ class TaskOverrides(Settings):
     gait_frequency: float | None = Field(None, gt=0)
     # control steps (15 ms for the humanoid, 50 ms for the cheetah) until an episode is truncated
     max_steps: int | None = Field(None, ge=1)
+    # lying postures that episodes begin from, for tasks that begin so; the more, the less a training learns them by heart
+    poses: int | None = Field(None, ge=1, le=65536)
 
 
 class MotorSettings(Settings):
@@ -87,6 +90,8 @@ class MotorSettings(Settings):
     action: Literal["torque", "v5", "servo"] = "torque"
     # bodies that differ from simulation to simulation, and pushes; null: none
     randomise: RandomiseSettings | None = None
+    # the first episodes begin at a random moment of their time, so that those of one length do not all end together
+    stagger: bool = False
     # simulations stepped together
     num_envs: int = Field(128, ge=1, le=65536)
     # physics threads; null: one for each CPU core
@@ -128,6 +133,9 @@ def _resolve(settings: MotorSettings, name: str) -> Task:
             close = difflib.get_close_matches(key, terms, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else f"; it has {', '.join(terms)}"
             raise ValueError(f"world.tasks.{name}.rewards.{key}: task {name} has no reward term {key!r}{hint}")
+    if overrides.poses is not None and not isinstance(task.reset, FallenPoses):
+        raise ValueError(f"world.tasks.{name}.poses: task {name} does not begin lying; leave it away")
+    reset = task.reset if overrides.poses is None else FallenPoses(overrides.poses)
     ranges: dict[str, Any] = {key: _range(f"world.tasks.{name}.{key}", getattr(overrides, key)) for key in RANGES}
     return replace(
         task,
@@ -135,6 +143,7 @@ def _resolve(settings: MotorSettings, name: str) -> Task:
         command=replace(task.command, **{key: value for key, value in ranges.items() if value is not None}),
         gait_frequency=overrides.gait_frequency or task.gait_frequency,
         max_steps=overrides.max_steps or task.max_steps,
+        reset=reset,
     )
 
 

@@ -41,6 +41,9 @@ class MotorWorld(VecEnv):
             self.batch.seed(self._seeds[0])
             self._reset_seeds()
         obs = self.batch.reset(np.arange(self.num_envs))
+        if self.batch.settings.stagger:
+            self.batch.stagger()
+            obs = self.batch.observe(self.batch.previous_action)
         self._sums[:] = self._sums_before[:] = 0
         self._start_x = self.batch.position[:, 0].copy()
         return obs

@@ -80,7 +80,7 @@ def evaluation_settings(
     """
     if isinstance(settings, GymnasiumSettings):
         return settings.model_copy(update={"num_envs": num_envs, "subprocesses": False})
-    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced", "word_variants": 0}
+    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced", "word_variants": 0, "stagger": False}
     update |= dict.fromkeys(("switch", "curriculum", "randomise"))
     if physics:
         update["physics"] = physics

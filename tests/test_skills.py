@@ -412,3 +412,37 @@ def test_evaluations_spread_evenly_whatever_the_weights() -> None:
     batch = MotorBatch(evaluation_settings(settings, 6), seed=0)
     batch.reset(np.arange(6))
     assert [batch.skills[i] for i in batch.asked.skill] == ["stand_still", "recover", "follow"] * 2
+
+
+def test_staggered_episodes_of_one_length_do_not_end_together() -> None:
+    settings = MotorSettings(task="recover", num_envs=8, num_threads=1, tasks={"recover": {"max_steps": 40}})
+
+    def ends(stagger: bool, seed: int) -> list[int]:
+        """The steps at which an episode ended first, one for each simulation."""
+        world = MotorWorld(settings.model_copy(update={"stagger": stagger}), seed=seed)
+        world.reset()
+        first = [0] * 8
+        for step in range(1, 41):
+            _, _, done, _ = world.step(np.zeros((8, 17), np.float32))
+            first = [step if over and not before else before for over, before in zip(done, first, strict=True)]
+        return first
+
+    assert ends(False, 0) == [40] * 8
+    assert len(set(ends(True, 0))) > 4
+    assert ends(True, 0) == ends(True, 0) != ends(True, 1)
+    assert all(ends(True, 0))
+    assert evaluation_settings(settings.model_copy(update={"stagger": True}), 2).stagger is False
+
+
+def test_a_task_may_begin_from_more_lying_postures_or_fewer() -> None:
+    def heights(poses: int | None) -> set[float]:
+        overrides = {} if poses is None else {"recover": {"poses": poses}}
+        batch = MotorBatch(MotorSettings(task="recover", num_envs=32, num_threads=1, tasks=overrides), seed=0)
+        batch.reset(np.arange(32))
+        return set(batch.physics.qpos[:, 2].round(6).tolist())
+
+    assert len(heights(2)) == 2
+    assert len(heights(None)) > 20
+    assert len(heights(1024)) > 20
+    with pytest.raises(ValueError, match=r"world\.tasks\.walk_forward\.poses: task walk_forward does not begin lying"):
+        resolve_tasks(MotorSettings(tasks={"walk_forward": {"poses": 3}}))
