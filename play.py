@@ -12,8 +12,10 @@ python play.py --name evaluation_1 --config examples/play_skills.yaml --set phys
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from flexrl.tour import go_through_skills
 AS_A_RUN = ("--name", "--check", "--resume", "--set")  # options of an evaluation that is kept
 MAX_EPISODES = 10_000
 MAX_COLUMNS = 20  # episodes
+# the settings of an evaluation that are called otherwise here
+OPTIONS = {"world": "--config", "num_episodes": "--episodes"}
 
 
 def read_arguments() -> argparse.Namespace:
@@ -85,7 +89,7 @@ def main() -> None:
     if arguments.export_sb3 is not None:
         export(playing.open_model(arguments.model), arguments.export_sb3)
         return
-    with playing.opened(settings_of(arguments)) as (policy, world):
+    with named_as_options(), playing.opened(settings_of(arguments)) as (policy, world):
         if arguments.viewer:
             watch(policy, world, arguments)
             return
@@ -101,6 +105,20 @@ def main() -> None:
             say_what_is_missing(skills, episodes)
         if arguments.video:
             record(trail, policy, world, episodes[0], arguments)
+
+
+@contextlib.contextmanager
+def named_as_options() -> Iterator[None]:
+    """Names settings in errors as the options that they were given by: `task: ...` becomes `--task: ...`."""
+    try:
+        yield
+    except UserError as error:
+        where, colon, rest = str(error).partition(":")
+        names = [name.partition(" ") for name in where.split(", ")]  # such as `skill dance`
+        if not all(name in PlaySettings.model_fields for name, _, _ in names):
+            raise
+        options = [OPTIONS.get(name, f"--{name.replace('_', '-')}") + space + value for name, space, value in names]
+        raise UserError(", ".join(options) + colon + rest) from None
 
 
 def settings_of(arguments: argparse.Namespace) -> PlaySettings:

@@ -62,14 +62,14 @@ def open_model(path: str) -> Snapshot | None:
 def world_of(settings: PlaySettings, snapshot: Snapshot | None) -> Any:
     """The settings of the world that is played, one simulation an episode; UserError for what it does not have."""
     if snapshot is not None and settings.world is not None:
-        raise UserError("--config: a snapshot brings its own world; leave --config away")
+        raise UserError("world: a snapshot brings its own; leave it away")
     default = PlayedSettings() if settings.world is None else PlayedSettings(world=settings.world)
     own = snapshot.settings.world if snapshot else default.world
     task, is_motor = settings.task, isinstance(own, MotorSettings)
     if task and not is_motor:
-        raise UserError(f"--task {task}: {own.id} has a reward of its own; leave --task away")
+        raise UserError(f"task {task}: {own.id} has a reward of its own; leave it away")
     if task not in (None, getattr(own, "task", None)) and snapshot and own.goal:
-        raise UserError("--task: a policy that sees its goal is played at its own tasks; leave --task away")
+        raise UserError("task: a policy that sees its goal is played at its own tasks; leave it away")
     world = evaluation_settings(own, settings.num_episodes, settings.physics, task)
     if snapshot and snapshot.about["kind"] == "offline":
         check_seen(world, settings.skill, settings.model)
@@ -82,7 +82,7 @@ def check_task(settings: Any) -> Any:
         try:
             resolve_tasks(settings)
         except ValueError as error:
-            raise UserError(f"--task: {error}") from None
+            raise UserError(f"task: {error}") from None
     return settings
 
 
@@ -90,7 +90,7 @@ def check_seen(settings: Any, skill: str | None, model: str) -> None:
     """UserError if the data that a policy learned from never showed that skill."""
     if isinstance(settings, MotorSettings) and settings.skills.get(skill, 1.0) == 0:  # type: ignore[call-overload]
         shown = ", ".join(name for name, weight in settings.skills.items() if weight > 0)
-        raise UserError(f"--goal {skill}: the data of {model} never showed it; it showed {shown}")
+        raise UserError(f"skill {skill}: the data of {model} never showed it; it showed {shown}")
 
 
 def choose_skill(settings: Any, skill: str | None) -> Any:
@@ -98,11 +98,11 @@ def choose_skill(settings: Any, skill: str | None) -> Any:
     if skill is None:
         return settings
     if not isinstance(settings, MotorSettings):
-        raise UserError(f"--skill {skill}: only motor worlds have skills; leave --skill away")
+        raise UserError(f"skill {skill}: only motor worlds have skills; leave it away")
     try:
         return only_skill(settings, skill)
     except ValueError as error:
-        raise UserError(f"--skill: {error}") from None
+        raise UserError(f"skill: {error}") from None
 
 
 def policy_of(settings: PlaySettings, snapshot: Snapshot | None, world: Any) -> Policy:
@@ -110,7 +110,7 @@ def policy_of(settings: PlaySettings, snapshot: Snapshot | None, world: Any) -> 
     if snapshot is not None:
         return load_policy(snapshot, not settings.stochastic, settings.target_return, settings.prompt)
     if settings.prompt is not None or settings.target_return is not None:
-        raise UserError(f"--prompt, --target-return: {settings.model} sees no goal; leave them away")
+        raise UserError(f"prompt, target_return: {settings.model} sees no goal; leave them away")
     return RandomPolicy(world.action_space, settings.seed) if settings.model == "random" else ZeroPolicy(world.action_space)
 
 
@@ -140,14 +140,9 @@ def rehearse(settings: PlaySettings, is_new: bool) -> None:
         open_model(settings.model)
     except UserError as error:
         raise UserError(f"model: {error}") from None
-    try:
-        with opened(settings.model_copy(update={"num_episodes": 1})) as (policy, world):
-            policy.reset(np.ones(1, bool))
-            policy.act(world.reset())
-    except UserError as error:
-        option, colon, rest = str(error).partition(":")
-        option = option.removeprefix("--").replace("-", "_") if option.startswith("--") else option  # as YAML has it
-        raise UserError(option + colon + rest) from None
+    with opened(settings.model_copy(update={"num_episodes": 1})) as (policy, world):
+        policy.reset(np.ones(1, bool))
+        policy.act(world.reset())
 
 
 def judge(settings: PlaySettings) -> tuple[list[Episode], dict[str, float]]:

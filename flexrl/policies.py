@@ -266,11 +266,11 @@ def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
 
 
 def _no_target(snapshot: Snapshot) -> UserError:
-    return UserError(f"--target-return: {snapshot.folder} does not see what an episode is to bring; leave it away")
+    return UserError(f"target_return: {snapshot.folder} does not see what an episode is to bring; leave it away")
 
 
 def _no_prompt(snapshot: Snapshot, what: str) -> UserError:
-    return UserError(f"--prompt: {snapshot.folder} has {what}; leave --prompt away")
+    return UserError(f"prompt: {snapshot.folder} has {what}; leave it away")
 
 
 def _load_offline(snapshot: Snapshot, how: Playing) -> Policy:
@@ -317,13 +317,13 @@ def shown_parts(settings: OfflineSettings, prompt: Sequence[str] | None) -> list
     known = prompt_parts(settings.model, settings.goal)
     for part in prompt:
         if part not in known:
-            raise UserError(f"--prompt: it never saw {part!r}; it knows {', '.join(known) or 'nothing to choose from'}")
+            raise UserError(f"prompt: it never saw {part!r}; it knows {', '.join(known) or 'nothing to choose from'}")
     for part in known:
         hidden = settings.hide.get(part, 0.0) if isinstance(settings.hide, dict) else settings.hide
         if part not in prompt and not hidden:
-            raise UserError(f"--prompt: it was never without {part}; name it too, or train it with hide: {{{part}: 0.3}}")
+            raise UserError(f"prompt: it was never without {part}; name it too, or train it with hide: {{{part}: 0.3}}")
     if settings.goal and not set(prompt) & set(settings.goal):
-        raise UserError(f"--prompt: name one part of the goal at least, of {', '.join(settings.goal)}")
+        raise UserError(f"prompt: name one part of the goal at least, of {', '.join(settings.goal)}")
     return [part in prompt or part not in known for part in parts]
 
 
