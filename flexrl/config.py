@@ -220,6 +220,8 @@ def _cure(detail: Any, found: Value | None) -> str:
         if kind == "union_tag_invalid":
             shown = repr(context["tag"])
         return f"expected one of {', '.join(words)}, found {shown}{nearest(shown.strip(chr(39)), words)}"
+    if kind.startswith("bool"):
+        return f"expected true or false, found {show(found)}"
     message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     message = message.replace("a valid list", "a list, such as [1, 2]").replace("a valid dictionary", "a mapping of settings")

@@ -62,7 +62,7 @@ def open_model(path: str) -> Snapshot | None:
 def world_of(settings: PlaySettings, snapshot: Snapshot | None) -> Any:
     """The settings of the world that is played, one simulation an episode; UserError for what it does not have."""
     if snapshot is not None and settings.world is not None:
-        raise UserError("world: a snapshot brings its own; leave it away")
+        raise UserError("world: a snapshot brings a world of its own; leave it away")
     default = PlayedSettings() if settings.world is None else PlayedSettings(world=settings.world)
     own = snapshot.settings.world if snapshot else default.world
     task, is_motor = settings.task, isinstance(own, MotorSettings)

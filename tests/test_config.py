@@ -111,6 +111,8 @@ def test_a_bare_yes_is_no_number(tmp_path: Path) -> None:
         ("learner: {n_steps: many}", "expected a whole number"),
         ("learner: {batch_size: 0.5}", "whole number"),
         ("learner: {policy_kwargs: {activation_fn: elo}}", "did you mean 'elu'?"),
+        ("world: {stagger: maybe}", "world.stagger: expected true or false, found 'maybe'"),
+        ("world: {stagger: 3}", "expected true or false, found 3"),
         ("num_steps: -5", "greater than or equal to 1"),
         ("num_steps: .nan", "expected a"),
         ("- 1\n- 2", "expected a mapping"),
