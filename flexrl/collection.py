@@ -22,7 +22,7 @@ from flexrl.motor_world import MotorWorld
 from flexrl.policies import WITHOUT_SNAPSHOT, Policy, RandomPolicy, Snapshot, ZeroPolicy, load_policy, open_snapshot
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import Range
-from flexrl.worlds import GymnasiumSettings, WorldSettings, make_world
+from flexrl.worlds import AS_IT_IS, GymnasiumSettings, WorldSettings, make_world
 
 World = MotorSettings | GymnasiumSettings
 
@@ -185,7 +185,7 @@ def world_of(settings: CollectSettings, parents: list[Snapshot | None]) -> World
             raise UserError(f"{'skills' if settings.skills else 'physics'}: {world.id} has none to choose from; leave it away")
         return world.model_copy(update={"num_envs": settings.num_envs})
     update: dict[str, Any] = {"num_envs": settings.num_envs, "num_threads": settings.num_threads}
-    update |= {"curriculum": None, "randomise": None, "word_variants": 0, "stagger": False}
+    update |= AS_IT_IS
     if settings.physics != "same":
         update["physics"] = settings.physics
     if settings.switch != "same":

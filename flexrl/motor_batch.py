@@ -103,7 +103,7 @@ class MotorBatch:
         self.seed(seed)
         self._asked_heading, self._asked_place = np.tile([1.0, 0.0], (self.num_envs, 1)), np.zeros((self.num_envs, 2))
         self.num_steps = np.zeros(self.num_envs, np.int64)  # since each episode began
-        self.steps_before = np.zeros(self.num_envs, np.int64)  # of them, those before its present skill
+        self.steps_before = np.zeros(self.num_envs, np.int64)  # of them, before its present skill; below 0: it is cut short
         self.previous_action = np.zeros((self.num_envs, model.nu), np.float32)
         self.position = np.zeros((self.num_envs, 2))  # m, at the end of the last step
         self.feet = np.zeros((self.num_envs, 2, 3))  # m, likewise
@@ -142,8 +142,8 @@ class MotorBatch:
         return self.observation(state)
 
     def stagger(self) -> None:
-        """Puts every episode's clock at a random moment of its time, so that those of one length do not end together."""
-        self.num_steps[:] = [rng.integers(steps) for rng, steps in zip(self.rngs, self.asked.max_steps, strict=True)]
+        """Ends the episodes that begin now a random time early, so that later ones of one length do not end together."""
+        self.steps_before[:] = [-rng.integers(steps) for rng, steps in zip(self.rngs, self.asked.max_steps, strict=True)]
 
     def observe(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         """The observation of the present state after `action` (num_envs, nu), (num_envs, obs_dim)."""
@@ -283,12 +283,13 @@ class MotorBatch:
     def ended(self, i: int, success: bool) -> None:
         """Counts how simulation i's part at its skill came out, unless that says nothing.
 
-        It says nothing of getting up where the body stood when it was asked to, nor of tracking where there was no time to err.
+        It says nothing of getting up where the body stood when it was asked to, nor of tracking where there was no time to err,
+        nor where the time was cut.
         """
         skill = int(self.asked.skill[i])
         stood = self.steps_before[i] > 0 and self.asked.loose[skill]
         too_short = success and self.measures is not None and self.measures.num_counted[i] == 0
-        if not (stood or too_short):
+        if not (stood or too_short or self.steps_before[i] < 0):
             self.asked.ended(i, success)
 
     def success(self, fell: Bools) -> Bools:

@@ -90,7 +90,7 @@ class MotorSettings(Settings):
     action: Literal["torque", "v5", "servo"] = "torque"
     # bodies that differ from simulation to simulation, and pushes; null: none
     randomise: RandomiseSettings | None = None
-    # the first episodes begin at a random moment of their time, so that those of one length do not all end together
+    # the first episodes end a random time early, so that later ones of one length do not all end together
     stagger: bool = False
     # simulations stepped together
     num_envs: int = Field(128, ge=1, le=65536)

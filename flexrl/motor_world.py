@@ -43,7 +43,6 @@ class MotorWorld(VecEnv):
         obs = self.batch.reset(np.arange(self.num_envs))
         if self.batch.settings.stagger:
             self.batch.stagger()
-            obs = self.batch.observe(self.batch.previous_action)
         self._sums[:] = self._sums_before[:] = 0
         self._start_x = self.batch.position[:, 0].copy()
         return obs
@@ -85,7 +84,7 @@ class MotorWorld(VecEnv):
         if task.success is not None and self.batch.measures is not None:
             episode["success"], episode["measures"] = success, self.batch.measures.describe(i)
         episode["mean_speed"] = float(distance / (length * self.batch.physics.dt))
-        episode["skill_steps"] = length - int(self.batch.steps_before[i])
+        episode["skill_steps"] = length - max(int(self.batch.steps_before[i]), 0)
         for row, term in enumerate(self.batch.terms, start=1):
             if term in task.rewards:
                 episode[f"reward/{term.__name__}"] = float(self._sums[row, i] - self._sums_before[row, i])

@@ -70,6 +70,10 @@ def closing(world: VecEnv) -> Iterator[VecEnv]:
     world.close()
 
 
+# of a world's settings, what only makes training in it easier or its policies more robust
+AS_IT_IS: dict[str, Any] = {"curriculum": None, "randomise": None, "word_variants": 0, "stagger": False}
+
+
 def evaluation_settings(
     settings: MotorSettings | GymnasiumSettings, num_envs: int, physics: str | None = None, task: str | None = None
 ) -> MotorSettings | GymnasiumSettings:
@@ -80,8 +84,7 @@ def evaluation_settings(
     """
     if isinstance(settings, GymnasiumSettings):
         return settings.model_copy(update={"num_envs": num_envs, "subprocesses": False})
-    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced", "word_variants": 0, "stagger": False}
-    update |= dict.fromkeys(("switch", "curriculum", "randomise"))
+    update: dict[str, Any] = {"num_envs": num_envs, "sampling": "balanced", "switch": None, **AS_IT_IS}
     if physics:
         update["physics"] = physics
     update["skills"] = {name: float(weight > 0) for name, weight in settings.skills.items()}

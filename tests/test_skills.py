@@ -357,6 +357,10 @@ def test_levels_count_only_what_says_something() -> None:
     batch.measures.num_counted[0] = 5
     batch.ended(0, True)
     assert counted[recover] == 1
+    batch.stagger()  # what is cut short says nothing either
+    batch.steps_before[0] = -1
+    batch.ended(0, False)
+    assert counted[recover] == 1
 
 
 def test_a_run_may_go_on_with_a_curriculum_it_did_not_have_or_without_the_one_it_had() -> None:
@@ -423,7 +427,8 @@ def test_staggered_episodes_of_one_length_do_not_end_together() -> None:
         world.reset()
         first = [0] * 8
         for step in range(1, 41):
-            _, _, done, _ = world.step(np.zeros((8, 17), np.float32))
+            _, _, done, infos = world.step(np.zeros((8, 17), np.float32))
+            assert all(infos[i]["episode"]["l"] == step for i in np.flatnonzero(done) if not first[i])
             first = [step if over and not before else before for over, before in zip(done, first, strict=True)]
         return first
 
