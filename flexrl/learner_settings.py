@@ -15,6 +15,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
 from flexrl.config import Settings, choice
+from flexrl.motor_settings import resolve_tasks
 from flexrl.ppo import PPO
 from flexrl.recurrent_ppo import RecurrentPPO
 
@@ -148,6 +149,9 @@ def _settings_of(name: str, algorithm: type[BaseAlgorithm]) -> type[Settings]:
     if issubclass(algorithm, OffPolicyAlgorithm):
         # keep the replay buffer in files of the run (memory-mapped), so that --resume goes on exactly; false: in memory
         fields["save_replay_buffer"] = (bool, True)
+    if name == "ppo":
+        # skills of a mixed world with a network of their own within the policy, so that what they learn moves no other
+        fields["apart"] = (list[str], [])
     fields["policy_kwargs"] = (policy_settings, policy_settings())
     return create_model(
         f"{algorithm.__name__}Settings", __base__=Settings, __doc__=f"Arguments of {algorithm.__name__}.", **fields
@@ -182,6 +186,8 @@ def check_fit(settings: Any, world: Any) -> None:
         raise ValueError("learner.train_freq: expected a number from 1, or [1, episode] with one env")
     if settings.policy == "MirroredPolicy" and not has_mirror:
         raise ValueError("learner.policy: MirroredPolicy needs the humanoid, and not observation v5; write MlpPolicy")
+    if getattr(settings, "apart", None):
+        _check_apart(settings, world)
     if settings.name in ("ppo", "recurrent_ppo") and settings.n_steps * world.num_envs < 2:
         raise ValueError("learner.n_steps: one step of one env is too little for PPO; write at least 2")
     if settings.name in ("ppo", "a2c", "recurrent_ppo") and settings.use_sde and settings.policy in ("auto", "MirroredPolicy"):
@@ -193,3 +199,16 @@ def check_fit(settings: Any, world: Any) -> None:
         )
     if hasattr(settings, "buffer_size") and settings.buffer_size < 10 * world.num_envs:
         raise ValueError(f"learner.buffer_size: expected at least 10 steps of each of the {world.num_envs} envs")
+
+
+def _check_apart(settings: Any, world: Any) -> None:
+    if world.kind != "motor" or world.task != "mixed" or "one_hot" not in world.goal:
+        raise ValueError("learner.apart: needs a mixed motor world whose goal has one_hot, by which the policy tells; write []")
+    known = list(resolve_tasks(world))
+    for skill in settings.apart:
+        if skill not in known:
+            raise ValueError(f"learner.apart: the world has no skill {skill!r}; it has {', '.join(known)}")
+    if len(set(settings.apart)) < len(settings.apart) or len(settings.apart) == len(known):
+        raise ValueError("learner.apart: expected each skill once, and one of the world's at least that is left out")
+    if settings.use_sde or settings.policy not in ("auto", "MirroredPolicy", "MlpPolicy"):
+        raise ValueError("learner.apart: only an MLP with plain noise has networks apart; write policy: auto")

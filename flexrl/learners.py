@@ -20,13 +20,13 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from flexrl.learner_settings import ACTIVATIONS, LEARNERS, Schedule, parameters_of
-from flexrl.networks import MirroredActorCriticPolicy
+from flexrl.networks import MotorActorCriticPolicy
 from flexrl.on_policy import one_thread
 from flexrl.ppo import PPO
 from flexrl.randomness import random_state, set_random_state
 from flexrl.recurrent_ppo import RecurrentPPO
 from flexrl.replay import MappedNStepReplayBuffer, MappedReplayBuffer, Replay
-from flexrl.worlds import mirrors_of
+from flexrl.worlds import columns_of_skills, mirrors_of
 
 
 def make_learner(
@@ -81,8 +81,11 @@ def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tupl
         policy = "MirroredPolicy" if mirrors is not None else "MlpPolicy"
     if policy == "MirroredPolicy":
         assert mirrors is not None  # refused by `check_fit`
-        policy = MirroredActorCriticPolicy
+        policy = MotorActorCriticPolicy
         policy_kwargs |= {"obs_mirror": mirrors[0], "action_mirror": mirrors[1]}
+    if getattr(settings, "apart", None):
+        policy = MotorActorCriticPolicy
+        policy_kwargs["apart"] = columns_of_skills(world, settings.apart)
     if issubclass(algorithm, OffPolicyAlgorithm):
         if arguments["action_noise"] is not None:
             size = world.action_space.shape[0]  # type: ignore[index]

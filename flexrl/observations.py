@@ -49,6 +49,11 @@ class Observation:
         obs = np.concatenate([block.read(state) for block in self.blocks], axis=1, dtype=self.dtype, casting="same_kind")
         return obs if np.isinf(self.limit) else obs.clip(-self.limit, self.limit, out=obs)
 
+    def first_column(self, name: str) -> int:
+        """Where the block of that name begins; StopIteration if there is none."""
+        before = next(i for i, block in enumerate(self.blocks) if block.name == name)
+        return sum(len(block.mirror.source) for block in self.blocks[:before])
+
     def mirror(self) -> Mirror:
         """The reflection of the whole vector."""
         offsets = np.cumsum([0] + [len(block.mirror.source) for block in self.blocks[:-1]])

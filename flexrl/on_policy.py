@@ -33,6 +33,9 @@ class Player(Protocol):
     def act(self, step: int, obs: Tensor, starts: np.ndarray) -> Tensor:
         """Mean actions (num_envs, action_dim) for `obs` (num_envs, obs_dim); `starts` (num_envs,): new episodes."""
 
+    def route(self, obs: Tensor) -> Tensor | None:
+        """Which row of the policy's `log_std` each observation has, (num_envs,); None: all have the same."""
+
     def judge(self, obs: np.ndarray, starts: np.ndarray, cut_offs: CutOffs) -> tuple[Tensor, Tensor]:
         """Writes the rollout's values into its buffer.
 
@@ -45,6 +48,9 @@ class Network(Protocol):
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Mean actions (n, action_dim) and values (n,) of a minibatch."""
+
+    def route(self, batch: Any) -> Tensor | None:
+        """Which row of the policy's `log_std` each sample has, (n,); None: all have the same."""
 
     def backward(self, to_mean: Tensor, to_values: Tensor) -> None:
         """The parameters' `.grad` from the loss's gradients by mean actions (n, action_dim) and by values (n,)."""
@@ -162,13 +168,15 @@ def _collect(
     """
     log_std = learner.policy.log_std
     std, constant = log_std.exp(), _log_constant(log_std)
+    size = std.shape[-1]
     low, high = learner.action_space.low, learner.action_space.high
     timeouts: CutOffs = []
     changes: CutOffs = []
     for step in range(n_rollout_steps):
         obs, starts = learner._last_obs, learner._last_episode_starts
-        noise = torch.randn(env.num_envs, len(std))
-        actions = (player.act(step, torch.from_numpy(obs).to(torch.float32), starts) + noise * std).numpy()
+        noise, seen = torch.randn(env.num_envs, size), torch.from_numpy(obs).to(torch.float32)
+        route = player.route(seen)
+        actions = (player.act(step, seen, starts) + noise * (std if route is None else std[route])).numpy()
         new_obs, rewards, dones, infos = env.step(np.clip(actions, low, high))
         learner.num_timesteps += env.num_envs
         callback.update_locals(locals())
@@ -185,7 +193,7 @@ def _collect(
                     changes.append((step, i, env.normalize_obs(unchanged) if isinstance(env, VecNormalize) else unchanged))
         buffer.observations[step], buffer.actions[step], buffer.rewards[step] = obs, actions, rewards
         buffer.episode_starts[step] = starts
-        buffer.log_probs[step] = -0.5 * noise.square().sum(dim=1) - constant
+        buffer.log_probs[step] = -0.5 * noise.square().sum(dim=1) - (constant if route is None else constant[route])
         learner._last_obs, learner._last_episode_starts = new_obs, dones
     buffer.pos, buffer.full = n_rollout_steps, True
     return timeouts, changes
@@ -243,7 +251,8 @@ def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, cl
     Returns policy loss, value loss, clipped share, approximate KL, entropy, losses of bounds and of changes, and loss, (8,).
     """
     mean, values = network.forward(batch)
-    log_std = learner.policy.log_std
+    own, route = learner.policy.log_std, network.route(batch)
+    log_std = own if route is None else own[route]
     noise = (batch.actions - mean) * torch.exp(-log_std)  # (n, action_dim), in standard deviations
     size, advantages = len(noise), batch.advantages
     constant = _log_constant(log_std)
@@ -268,7 +277,10 @@ def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, cl
         to_values *= moved.abs() <= clip_range_vf
 
     weighted = noise * to_log_prob
-    log_std.grad.copy_((weighted * noise).sum(dim=0) - to_log_prob.sum() - learner.ent_coef)
+    if route is None:
+        own.grad.copy_((weighted * noise).sum(dim=0) - to_log_prob.sum() - learner.ent_coef)
+    else:
+        own.grad.zero_().index_add_(0, route, weighted * noise - to_log_prob - learner.ent_coef / size)
     to_mean = weighted * torch.exp(-log_std)
     bounds_loss = smooth_loss = torch.zeros(())
     if learner.bounds_coef:
@@ -283,7 +295,7 @@ def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, cl
         to_mean[1::2] += change
         to_mean[::2] -= change
     network.backward(to_mean, to_values)
-    entropy = constant + 0.5 * len(log_std)
+    entropy = constant.mean() + 0.5 * log_std.shape[-1]
     clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
     loss = policy_loss - learner.ent_coef * entropy + learner.vf_coef * value_loss
     loss += learner.bounds_coef * bounds_loss + learner.smooth_coef * smooth_loss
@@ -292,8 +304,8 @@ def _gradients(learner: Any, network: Network, batch: Any, clip_range: float, cl
 
 
 def _log_constant(log_std: Tensor) -> Tensor:
-    """What a Gaussian's log-density is less half the squared noise."""
-    return log_std.sum() + 0.5 * math.log(2 * math.pi) * len(log_std)
+    """What a Gaussian's log-density is less half the squared noise, for each row if there are several."""
+    return log_std.sum(dim=-1) + 0.5 * math.log(2 * math.pi) * log_std.shape[-1]
 
 
 def _flat_gradients(policy: nn.Module) -> Tensor:

@@ -110,6 +110,9 @@ class _Player:
         features, self.actors_memory = self.lstm(obs, torch.from_numpy(starts).to(torch.float32), self.actors_memory)
         return self.actor.forward(features)
 
+    def route(self, obs: Tensor) -> None:
+        """One noise for all."""
+
     def judge(self, obs: NDArray[Any], starts: NDArray[Any], cut_offs: CutOffs) -> tuple[Tensor, Tensor]:
         """Values, see on_policy.Player."""
         buffer, length = self.buffer, self.buffer.chunk_length
@@ -161,6 +164,9 @@ class _Network:
         keep = 1.0 - batch.episode_starts.view(num_chunks, -1, 1).transpose(0, 1)
         mean = self.actor.forward(inputs, keep, batch.lstm_states.pi)
         return mean, self.critic.forward(inputs, keep, batch.lstm_states.vf)[:, 0]
+
+    def route(self, batch: Any) -> None:
+        """One noise for all."""
 
     def backward(self, to_mean: Tensor, to_values: Tensor) -> None:
         """The parameters' `.grad` from the loss's gradients by mean actions (n, action_dim) and by values (n,)."""

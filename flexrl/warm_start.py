@@ -10,6 +10,7 @@ from flexrl import snapshots
 from flexrl.config import UserError
 from flexrl.learners import Learner
 from flexrl.motor_settings import MotorSettings
+from flexrl.networks import MotorActorCriticPolicy
 from flexrl.policies import Snapshot
 
 
@@ -17,7 +18,8 @@ def init_from(learner: Learner, parent: Snapshot, world: object) -> None:
     """The parent's weights and normaliser into a fresh `learner` on a world of settings `world`.
 
     Inputs that the parent did not have stand behind those that it had (a goal does), get zero weights, and so change
-    nothing at first: the learner acts and judges as the parent did, bit for bit. UserError if the two do not fit.
+    nothing at first: the learner acts and judges as the parent did, bit for bit, with each of its networks if it has
+    several. UserError if the two do not fit.
     """
     where = f"init_from: {parent.folder}"
     theirs = parent.settings.world
@@ -35,6 +37,8 @@ def init_from(learner: Learner, parent: Snapshot, world: object) -> None:
             f"{where}: its normalize_observations is {str(parent.settings.normalize_observations).lower()}; write the same"
         )
     weights = snapshots.read_arrays(parent.folder / "policy.safetensors")
+    if isinstance(learner.model.policy, MotorActorCriticPolicy):
+        weights = learner.model.policy.split(weights)
     fresh = learner.policy_arrays()
     if set(weights) != set(fresh):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import gymnasium
@@ -115,6 +115,13 @@ def mirrors_of(world: VecEnv) -> tuple[Mirror, Mirror] | None:
     if not isinstance(inner, MotorWorld) or not inner.batch.has_mirror:
         return None
     return inner.batch.observation.mirror(), action_mirror(inner.batch.physics)
+
+
+def columns_of_skills(world: VecEnv, skills: Sequence[str]) -> list[int]:
+    """The columns of a mixed world's observation that tell whether each of these skills is asked for; it shows `one_hot`."""
+    batch = world.unwrapped.batch  # type: ignore[attr-defined]
+    first = batch.observation.first_column("one_hot")
+    return [first + batch.skills.index(skill) for skill in skills]
 
 
 def normalise(world: VecEnv, observations: bool, rewards: bool, gamma: float) -> VecEnv:

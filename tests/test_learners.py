@@ -17,7 +17,7 @@ from flexrl.config import UserError
 from flexrl.learner_settings import LEARNERS, SETTINGS, parameters_of
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
-from flexrl.networks import MirroredActorCriticPolicy
+from flexrl.networks import MotorActorCriticPolicy
 from flexrl.randomness import forked_randomness
 from flexrl.training import TrainSettings, rehearse
 from flexrl.worlds import GymnasiumSettings, make_world, normalise
@@ -138,7 +138,7 @@ def test_schedules_and_networks_reach_sb3() -> None:
     assert model.lr_schedule(0.5) == pytest.approx(5.5e-4)
     assert model.lr_schedule(-0.3) == pytest.approx(1e-4)
     assert model.clip_range(0.3) == pytest.approx(0.1)
-    assert isinstance(model.policy, MirroredActorCriticPolicy)
+    assert isinstance(model.policy, MotorActorCriticPolicy)
     assert model.policy.action_net.in_features == 32
 
 
@@ -229,7 +229,7 @@ def test_what_bounds_and_smoothness_add_to_the_gradient_is_autograds(name: str) 
     parameters = list(policy.parameters())
     if name == "ppo":
         network: Any = ppo._Network(policy, model.batch_size)
-        rollout = ppo._Rollout(model.rollout_buffer, network.mirrored)
+        rollout = ppo._Rollout(model.rollout_buffer, network.policy)
         batch: Any = next(rollout.minibatches(model.batch_size, in_pairs=True))
         mean = policy.get_distribution(batch.observations[: len(batch.actions)]).distribution.mean
         assert batch.joined.sum() == len(mean) / 2 - 2  # of each env's four pairs, (4, 5) is of two episodes

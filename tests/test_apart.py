@@ -1,0 +1,180 @@
+"""Skills with a network of their own within one policy."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch
+from stable_baselines3.common.utils import set_random_seed
+
+from flexrl import config, snapshots
+from flexrl.config import UserError
+from flexrl.learner_settings import SETTINGS
+from flexrl.learners import Learner, make_learner
+from flexrl.motor_settings import MotorSettings
+from flexrl.observations import action_mirror
+from flexrl.policies import open_snapshot, snapshot_files
+from flexrl.training import TrainSettings
+from flexrl.warm_start import init_from
+from flexrl.worlds import make_world, normalise
+
+SKILLS = {"turn_left": 1, "turn_right": 1, "recover": 1}
+WORLD = MotorSettings(
+    task="mixed",
+    skills=SKILLS,
+    goal=["one_hot", "command"],
+    switch=(0.05, 0.1),
+    tasks={"recover": {"poses": 4, "max_steps": 5}, **dict.fromkeys(("turn_left", "turn_right"), {"max_steps": 5})},
+    num_envs=6,
+    num_threads=1,
+)
+ONE_HOT = WORLD.model_copy(update={"switch": None})
+
+
+def learner_on(world: MotorSettings, **changes: Any) -> Learner:
+    kwargs = {"net_arch": {"pi": [16, 8], "vf": [12]}}
+    settings = SETTINGS["ppo"](
+        **({"policy": "auto", "n_steps": 8, "batch_size": 16, "n_epochs": 2, "policy_kwargs": kwargs} | changes)
+    )
+    return make_learner(
+        settings, normalise(make_world(world, seed=1), True, True, 0.99), num_steps=10_000, seed=1, device="cpu"
+    )
+
+
+def seen(learner: Learner, skill: str, count: int = 5) -> np.ndarray:
+    """Normalised observations of bodies that are asked for `skill`, (count, obs_dim)."""
+    batch = learner.world.unwrapped.batch  # type: ignore[attr-defined]
+    obs = np.random.default_rng(0).standard_normal((count, batch.observation.size)).astype(np.float32)
+    columns = batch.observation.first_column("one_hot") + np.arange(len(SKILLS))
+    obs[:, columns] = np.where(np.array(batch.skills) == skill, 0.7, -0.7)
+    return obs
+
+
+def act(learner: Learner, obs: np.ndarray) -> np.ndarray:
+    return learner.model.policy.predict(obs, deterministic=True)[0]  # type: ignore[no-any-return]
+
+
+def disturb(learner: Learner) -> None:
+    """Towers that differ."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in learner.model.policy.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("policy", ["MirroredPolicy", "MlpPolicy"])
+def test_a_network_apart_answers_its_skill_and_no_other(policy: str) -> None:
+    learner = learner_on(WORLD, policy=policy, apart=["recover"])
+    obs = {skill: seen(learner, skill) for skill in SKILLS}
+    before = {skill: act(learner, obs[skill]) for skill in SKILLS}
+    with torch.no_grad():
+        for towers in list(learner.model.policy.towers())[1:]:  # type: ignore[union-attr,operator]
+            towers.action_net.bias += torch.linspace(0.1, 0.9, 17)
+    for skill in SKILLS:
+        assert np.array_equal(before[skill], act(learner, obs[skill])) == (skill != "recover"), skill
+
+
+def test_the_mirror_holds_with_networks_apart_for_left_alone() -> None:
+    learner = learner_on(WORLD, policy="MirroredPolicy", apart=["turn_left"])
+    disturb(learner)
+    batch = learner.world.unwrapped.batch  # type: ignore[attr-defined]
+    mirror, policy = batch.observation.mirror(), learner.model.policy
+    for skill in SKILLS:
+        obs = seen(learner, skill)
+        np.testing.assert_allclose(act(learner, mirror(obs)), action_mirror(batch.physics)(act(learner, obs)), atol=1e-6)
+        values = [policy.predict_values(torch.as_tensor(o)).detach() for o in (obs, mirror(obs))]  # type: ignore[operator]
+        torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"policy": "MlpPolicy"}, {"policy": "MirroredPolicy", "ent_coef": 0.01, "clip_range": 0.05}]
+)
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_written_out_gradients_are_autograds_with_networks_apart(changes: dict[str, Any]) -> None:
+    """The rollout and the weights after the update agree with SB3's own methods', from towers that differ."""
+    changes = {"apart": ["recover", "turn_left"], "normalize_advantage": False, "batch_size": 24, **changes}
+    ours, theirs, start = (learner_on(ONE_HOT, **changes) for _ in range(3))
+    for learner in (ours, theirs, start):
+        disturb(learner)
+    for method in ("collect_rollouts", "train"):
+        setattr(theirs.model, method, types.MethodType(getattr(stable_baselines3.PPO, method), theirs.model))
+    metrics = []
+    for learner in (ours, theirs):
+        set_random_seed(5)
+        metrics.append(learner.improve())
+    for key, value in theirs.policy_arrays().items():
+        np.testing.assert_allclose(ours.policy_arrays()[key], value, rtol=0, atol=5e-5, err_msg=key)
+        assert not np.array_equal(value, start.policy_arrays()[key]), key
+    for key, number in metrics[1].items():
+        if not key.startswith("time/"):
+            assert metrics[0][key] == pytest.approx(number, rel=2e-3, abs=1e-5), key
+
+
+def test_advantages_have_a_scale_for_each_network() -> None:
+    learner = learner_on(WORLD, apart=["recover"])
+    model: Any = learner.model
+    learner.improve()
+    advantages, observations = (torch.as_tensor(getattr(model.rollout_buffer, name)) for name in ("advantages", "observations"))
+    route = model.policy.route(observations.reshape(-1, observations.shape[-1]))
+    assert set(route.tolist()) == {0, 1}
+    for which in (0, 1):
+        its = advantages.flatten()[route.reshape(advantages.shape).flatten() == which]
+        assert its.mean() == pytest.approx(0, abs=1e-5)
+        assert its.std(correction=0) == pytest.approx(1, abs=1e-4)
+
+
+def test_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    learner = learner_on(WORLD, apart=["recover"], smooth_coef=0.1, max_action_std=0.4)
+    for _ in range(3):
+        learner.improve()
+    document, arrays = snapshots.pack_tree(learner.get_state())
+    (tmp_path / "arrays").write_bytes(arrays)
+    learner.improve()
+    other = learner_on(WORLD, apart=["recover"], smooth_coef=0.1, max_action_std=0.4)
+    other.set_state(snapshots.unpack_tree(document, snapshots.read_arrays(tmp_path / "arrays")))
+    other.improve()
+    for key, value in learner.policy_arrays().items():
+        np.testing.assert_array_equal(other.policy_arrays()[key], value, err_msg=key)
+    assert learner.policy_arrays()["log_std"].shape == (2, 17)
+
+
+def test_a_policy_of_one_network_goes_on_as_several(tmp_path: Path) -> None:
+    parent = learner_on(WORLD.model_copy(update={"goal": []}))
+    parent.improve()
+    settings = TrainSettings(world=WORLD.model_copy(update={"goal": []}), learner=_plain_settings())
+    snapshots.write(tmp_path / "parent", snapshot_files(parent, settings, {}))
+    child = learner_on(WORLD, apart=["recover"])
+    init_from(child, open_snapshot(tmp_path / "parent"), WORLD)
+    obs = np.random.default_rng(0).standard_normal((6, child.world.observation_space.shape[0])).astype(np.float32)
+    known = parent.world.observation_space.shape[0]
+    np.testing.assert_array_equal(act(child, obs), act(parent, obs[:, :known]))
+
+
+def _plain_settings() -> Any:
+    kwargs = {"net_arch": {"pi": [16, 8], "vf": [12]}}
+    return SETTINGS["ppo"](policy="auto", n_steps=8, batch_size=16, n_epochs=2, policy_kwargs=kwargs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["world.task=mixed", "learner.apart=[recover]"], "learner.apart: needs a mixed motor world"),
+        (["world.task=mixed", "world.goal=[one_hot]", "learner.apart=[fly]"], "learner.apart: the world has no skill 'fly'"),
+        (
+            ["world.task=mixed", "world.goal=[one_hot]", "learner.apart=[recover, recover]"],
+            "learner.apart: expected each skill",
+        ),
+        (
+            ["world.task=mixed", "world.goal=[one_hot]", "world.skills={recover: 1}", "learner.apart=[recover]"],
+            "learner.apart: expected each skill once, and one",
+        ),
+    ],
+)
+def test_a_skill_that_cannot_be_apart_is_told(changes: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line.replace("[", r"\[")):
+        config.load(TrainSettings, None, changes)
