@@ -60,7 +60,8 @@ class MotorActorCriticPolicy(ActorCriticPolicy):
             return
         shared = self.mlp_extractor, self.action_net, self.value_net
         self.others = nn.ModuleList([_Towers(*copy.deepcopy(shared)) for _ in self.apart])
-        self.log_std = nn.Parameter(self.log_std.detach().repeat(1 + len(self.apart), 1), requires_grad=True)
+        log_std: Tensor = self.log_std  # type: ignore[has-type]
+        self.log_std = nn.Parameter(log_std.detach().repeat(1 + len(self.apart), 1))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def towers(self) -> Iterator[Any]:

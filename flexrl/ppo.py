@@ -1,4 +1,4 @@
-"""SB3's PPO, whose update works out its gradients itself where the policy is an MLP, plain or with what bodies and skills add."""
+"""SB3's PPO, whose update works out its gradients itself where the policy is an MLP, plain or of networks.py."""
 
 from __future__ import annotations
 

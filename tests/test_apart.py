@@ -29,7 +29,7 @@ WORLD = MotorSettings(
     skills=SKILLS,
     goal=["one_hot", "command"],
     switch=(0.05, 0.1),
-    tasks={"recover": {"poses": 4, "max_steps": 5}, **dict.fromkeys(("turn_left", "turn_right"), {"max_steps": 5})},
+    tasks={"recover": {"poses": 4, "max_steps": 5}, **{key: {"max_steps": 5} for key in ("turn_left", "turn_right")}},
     num_envs=6,
     num_threads=1,
 )
