@@ -1,7 +1,7 @@
 """What a sweep costs: planning a thousand trials, and running eight trainings against a shell loop.
 
 python bench/sweep.py                      # 1,000 trials: --plan, and expand + render + validate; seconds
-python bench/sweep.py --run --seconds 120  # eight trainings of so long on all cores, by the sweep and by xargs -P; 18 minutes
+python bench/sweep.py --run --seconds 60   # eight trainings of so long, by the sweep and by xargs -P beside it; 20 minutes
 python bench/sweep.py --chaos              # a sweep of which a fifth of the attempts is killed, against one left alone
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,52 +66,61 @@ def plan(folder: Path) -> None:
 
 
 def run(folder: Path, wanted: float, repeats: int) -> None:
-    """The same trainings by a sweep and by xargs, as many at a time as there are cores.
+    """The same trainings by a sweep and by xargs at the same time, each on one half of the cores, and then on the other half.
 
-    Two times of the same training differ by more than a sweep costs. So what is spent outside of the runs, as their lineage
-    has them, is told too: the plan, starting processes, noticing their end.
+    One after the other they differ by more than a sweep costs, as the machine does from one quarter of an hour to the next.
+    What is spent outside of the runs, as their lineage has them, is told too: the plan, starting processes, noticing their end.
     """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("two cores at least are needed: one half for the sweep, the other for the shell loop")
+    halves = [cores[: len(cores) // 2], cores[len(cores) // 2 : 2 * (len(cores) // 2)]]
     num_steps = int(wanted * steps_per_second(folder))
     values = {**TRAINING, "num_steps": num_steps}
-    print(f"{NUM_TRAININGS} trainings of {num_steps:,} steps, {num_threads()} at a time", flush=True)
+    print(f"{NUM_TRAININGS} trainings of {num_steps:,} steps, {len(halves[0])} at a time", flush=True)
+    path = write(folder / "eight.yaml", set=values, seeds=NUM_TRAININGS, resources={"cpu": 1, "memory": "512Mi"})
+    config = write(folder / "loop.yaml", **values)
     ratios, overheads = [], []
-    for repeat in range(repeats):
-        path = write(folder / "eight.yaml", set=values, seeds=NUM_TRAININGS, resources={"cpu": 1, "memory": "512Mi"})
-        command = [sys.executable, "submit_sweep.py", "--sweep", str(path), "--workspace", str(folder / f"sweep{repeat}")]
-        begin = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        ours = time.perf_counter() - begin
-        config = write(folder / "loop.yaml", **values)
-        loop = ["xargs", "-P", str(num_threads()), "-I{}", sys.executable, "train.py", "--name", "loop{}"]
-        loop += ["--workspace", str(folder / f"loop{repeat}"), "--config", str(config), "--set", "seed={}"]
-        begin = time.perf_counter()
-        subprocess.run(
-            loop,
-            cwd=ROOT,
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            input="\n".join(map(str, range(NUM_TRAININGS))),
-            text=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        theirs = time.perf_counter() - begin
-        ratios.append(ours / theirs)
-        print(f"sweep {ours:.1f} s, shell loop {theirs:.1f} s: {ours / theirs:.3f}", flush=True)
-        around = ours - seconds_inside(folder / f"sweep{repeat}" / "sweeps" / "eight" / "trials")
-        around_theirs = theirs - seconds_inside(folder / f"loop{repeat}")
-        overheads.append((around - around_theirs) / theirs)
+    for turn in range(2 * repeats):
+        ours, theirs = folder / f"sweep{turn}", folder / f"loop{turn}"
+        sweep = [sys.executable, "submit_sweep.py", "--sweep", str(path), "--workspace", str(ours)]
+        loop = ["xargs", "-P", str(len(halves[0])), "-I{}", sys.executable, "train.py", "--name", "loop{}"]
+        loop += ["--workspace", str(theirs), "--config", str(config), "--set", "seed={}"]
+        with ThreadPoolExecutor(2) as pool:
+            timed = [pool.submit(seconds_of, *each) for each in ((sweep, halves[turn % 2]), (loop, halves[1 - turn % 2]))]
+            of_sweep, of_loop = (each.result() for each in timed)
+        around = of_sweep - seconds_inside(ours / "sweeps" / "eight" / "trials", len(halves[0]))
+        around_theirs = of_loop - seconds_inside(theirs, len(halves[0]))
+        ratios.append(of_sweep / of_loop)
+        overheads.append((around - around_theirs) / of_loop)
+        print(f"sweep {of_sweep:.1f} s, shell loop {of_loop:.1f} s: {ratios[-1]:.3f}", flush=True)
         print(f"outside the runs: sweep {around:.1f} s, shell loop {around_theirs:.1f} s: {overheads[-1]:+.1%}", flush=True)
-    print(f"sweep / shell loop: {statistics.median(ratios):.3f} in the median of {repeats} (bar: 1.03)")
+    print(f"sweep / shell loop: {statistics.geometric_mean(ratios):.3f} in the mean of {len(ratios)} turns (bar: 1.03)")
     print(f"what the sweep spends outside the runs more than the loop: {statistics.median(overheads):+.1%} of the loop")
 
 
-def seconds_inside(runs: Path) -> float:
-    """What the runs of a folder took by their lineage, all cores busy with them."""
+def seconds_of(command: list[str], cores: list[int]) -> float:
+    """Wall time of a command on these cores; xargs is given the numbers of the trainings."""
+    begin = time.perf_counter()
+    subprocess.run(
+        ["taskset", "--cpu-list", ",".join(map(str, cores)), *command],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        input="\n".join(map(str, range(NUM_TRAININGS))),
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - begin
+
+
+def seconds_inside(runs: Path, at_a_time: int) -> float:
+    """What the runs of a folder took by their lineage, so many at a time."""
     documents = [json.loads(path.read_bytes()) for path in runs.glob("*/lineage.json")]
     assert len(documents) == NUM_TRAININGS
     times = [[datetime.fromisoformat(d["attempts"][0][key]) for key in ("start", "end")] for d in documents]
-    return sum((end - start).total_seconds() for start, end in times) / num_threads()
+    return sum((end - start).total_seconds() for start, end in times) / at_a_time
 
 
 def steps_per_second(folder: Path) -> float:
@@ -153,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--chaos", action="store_true")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of a training")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a training")
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -443,6 +443,12 @@ def test_training_goes_on_from_an_earlier_model(dataset: Dataset, tmp_path: Path
     assert other.returncode == 2
     assert "has another model, goal or body" in other.stderr
     assert other.stderr.count("\n") == 1
+    for name, here, its in (("activation", "gelu", "relu"), ("heads", "2", "1")):  # the weights fit all the same
+        settings = f"{{width: 32, context: 8, {name}: {here}}}"
+        refused = run(train(tmp_path, name, dataset, f"model={settings}", f"init_from={parent}"))
+        assert refused.returncode == 2
+        assert f"its model.{name} is {its}, here it is {here}; write" in refused.stderr
+        assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(
