@@ -8,7 +8,7 @@ change at any of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 RETURN, GOAL, BODY, ACTION = "return", "goal", "body", "action"
-# the paper's own code has relu, GPT-2 and most who came after gelu, which costs a fifth of an update on a CPU
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
 TARGET = "target"  # the action to be learned; the token is of the one that was done
 
 
@@ -37,7 +35,6 @@ class Sizes:
     width: int = 128
     dropout: float = 0.1
     bins: int = 0  # of each action; 0: its mean
-    activation: str = "gelu"  # of the two-layer networks; snapshots that do not say have this one
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -56,11 +53,52 @@ class Dropout(nn.Module):
         """Entries are zero with chance p, the others larger by as much, while training."""
         if not self.training or self._dropped == 0:
             return x
-        if x.device.type != "cpu":
-            return functional.dropout(x, self.p)
+        return functional.dropout(x, self.p) if x.device.type != "cpu" else x * self._factors(x)
+
+    def onto(self, shortcut: Tensor, x: Tensor) -> Tensor:
+        """`shortcut` + self(x)."""
+        if not self.training or self._dropped == 0 or x.device.type != "cpu":
+            return shortcut + self(x)
+        return cast(Tensor, _AddDropped.apply(shortcut, x, self._factors(x)))
+
+    def _factors(self, x: Tensor) -> Tensor:
+        """0 with chance p, else what makes up for it."""
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= self._dropped - 2**15
-        return x * kept.to(x.dtype).mul_(1 / (1 - self._dropped / 2**16))
+        return kept.to(x.dtype).mul_(1 / (1 - self._dropped / 2**16))
+
+
+class _AddDropped(torch.autograd.Function):
+    """shortcut + x * factors, in one pass each way."""
+
+    @staticmethod
+    def forward(ctx: Any, shortcut: Tensor, x: Tensor, factors: Tensor) -> Tensor:
+        ctx.save_for_backward(factors)
+        return torch.addcmul(shortcut, x, factors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (factors,) = ctx.saved_tensors
+        return gradient, gradient * factors, None
+
+
+class _TwoLayers(torch.autograd.Function):
+    """gelu(x @ up.T + up_bias) @ down.T + down_bias of rows (n, width), in place wherever autograd would copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
+        before = (x @ up.t()).add_(up_bias)  # `addmm` would copy the bias into fresh memory first
+        hidden = functional.gelu(before)
+        ctx.save_for_backward(x, up, before, hidden, down)
+        return (hidden @ down.t()).add_(down_bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, up, before, hidden, down = ctx.saved_tensors
+        to_hidden = gradient @ down
+        torch.ops.aten.gelu_backward.grad_input(to_hidden, before, grad_input=to_hidden)
+        of_down, of_up = gradient.t() @ hidden, to_hidden.t() @ x
+        return to_hidden @ up, of_up, to_hidden.sum(dim=0), of_down, gradient.sum(dim=0)
 
 
 class Block(nn.Module):
@@ -73,7 +111,6 @@ class Block(nn.Module):
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.to_qkv, self.to_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.activate = ACTIVATIONS[sizes.activation]
         self.drop, self.drop_seen = Dropout(sizes.dropout), Dropout(sizes.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,8 +153,14 @@ class Block(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def _rest(self, x: Tensor, seen: Tensor) -> Tensor:
-        x = x + self.drop(self.to_out(seen.transpose(1, 2).flatten(2)))
-        return x + self.drop(self.down(self.activate(self.up(self.norm_2(x)))))
+        x = self.drop.onto(x, self.to_out(seen.transpose(1, 2).flatten(2)))
+        return self.drop.onto(x, self._two_layers(self.norm_2(x)))
+
+    def _two_layers(self, x: Tensor) -> Tensor:
+        if self.training and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            rows = _TwoLayers.apply(x.flatten(0, 1), self.up.weight, self.up.bias, self.down.weight, self.down.bias)
+            return cast(Tensor, rows).view(x.shape)
+        return cast(Tensor, self.down(functional.gelu(self.up(x))))
 
 
 class Cache:
@@ -177,8 +220,8 @@ class DecisionTransformer(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def embed(self, inputs: Mapping[str, Tensor], tokens: Sequence[str]) -> Tensor:
-        """Inputs (batch, steps, size) -> their tokens, step by step, (batch, steps * len(tokens), width).
+    def embed(self, inputs: Mapping[str, Tensor], tokens: Sequence[str], last: bool = True) -> Tensor:
+        """Inputs (batch, steps, size) -> their tokens, step by step, (batch, steps * len(tokens), width); without the `last`?
 
         `given` (batch, steps, parts + 1) says which parts of the goal, and last the return, are shown; all without it.
         """
@@ -198,8 +241,8 @@ class DecisionTransformer(nn.Module):
             else:
                 embedded = self.from_action(inputs[ACTION])
             columns.append(embedded + when)
-        stacked = torch.stack(columns, dim=2)  # (batch, steps, tokens, width)
-        return self.drop(self.norm_in(stacked.flatten(1, 2)))
+        stacked = torch.stack(columns, dim=2).flatten(1, 2)  # (batch, steps * tokens, width)
+        return self.drop(self.norm_in(stacked if last else stacked[:, :-1]))
 
     def _shown(self, embedded: Tensor, given: Tensor | None, part: int) -> Tensor:
         return embedded if given is None else torch.where(given[..., part, None], embedded, self.absent[part])
@@ -207,7 +250,7 @@ class DecisionTransformer(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """What the model makes of each step's body token: actions (batch, steps, size), or logits (..., size, bins)."""
         tokens = self.sizes.tokens
-        x = self.embed(inputs, tokens)
+        x = self.embed(inputs, tokens, last=tokens[-1] != ACTION)  # after the last action nobody asks
         blocks = cast(list[Block], list(self.blocks))
         for block in blocks[:-1]:
             x = block(x)

@@ -43,8 +43,6 @@ class DTSettings(Settings):
     bins: int | None = Field(None, ge=2, le=4096)
     # a token says what the episode has still to bring
     returns: bool = True
-    # of the networks between the layers of attention; relu, as in the paper's code, is faster
-    activation: Literal["relu", "gelu"] = "relu"
 
 
 class CloningSettings(Settings):
@@ -161,7 +159,6 @@ def sizes_of(settings: DTSettings, body: int, goal: list[int], sampler: WindowSa
         width=settings.width,
         dropout=settings.dropout,
         bins=settings.bins or 0,
-        activation=settings.activation,
     )
 
 

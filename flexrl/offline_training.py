@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -191,8 +191,8 @@ def make_learner(
     held_out = draw_from([learned if nothing_held else held for learned, held in masks])
     origin = latest if latest or settings.init_from is None else open_parent(settings.init_from)
     sizes = {} if origin is None else json.loads((origin / "snapshot.json").read_bytes())["sizes"]
-    if isinstance(settings.model, DTSettings) and sizes:
-        check_same(settings.model, {"activation": "gelu", **sizes}, f"{origin}")
+    if isinstance(settings.model, DTSettings) and sizes.get("heads", settings.model.heads) != settings.model.heads:
+        raise UserError(f"{origin}: its model.heads is {sizes['heads']}, here it is {settings.model.heads}; write what it has")
     model = make_model(settings.model, sampler, sizes.get("max_time"))
     numbers = Numbers.of(sampler) if origin is None else Numbers.from_arrays(snapshots.read_arrays(origin / NORMALISER))
     if origin is not None and latest is None:
@@ -216,13 +216,6 @@ def make_learner(
         peers=peers,
     )
     return learner, held_out
-
-
-def check_same(model: DTSettings, sizes: Mapping[str, Any], where: str) -> None:
-    """UserError if a transformer is to go on with weights that would mean something else in it, and fit all the same."""
-    for name in ("activation", "heads"):
-        if sizes[name] != getattr(model, name):
-            raise UserError(f"{where}: its model.{name} is {sizes[name]}, here it is {getattr(model, name)}; write what it has")
 
 
 def open_parent(path: str) -> Path:

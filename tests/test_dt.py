@@ -174,7 +174,32 @@ def test_attention_under_dropout_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> 
     expected = block(x)
     block.train()
     monkeypatch.setattr(Dropout, "forward", lambda self, x: x)
+    monkeypatch.setattr(Dropout, "onto", lambda self, shortcut, x: shortcut + x)
     torch.testing.assert_close(block(x), expected)
+
+
+def test_gradients_that_are_written_out_are_autograds() -> None:
+    """The two-layer network's, and those of what is added to a shortcut, factors given."""
+    torch.manual_seed(0)
+    block = some_model().blocks[0].double()
+    assert isinstance(block, Block)
+    x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    weights = [x, block.up.weight, block.up.bias, block.down.weight, block.down.bias]
+    outputs = []
+    for training in (False, True):
+        block.train(training)
+        y = block._two_layers(x)
+        outputs.append((y, torch.autograd.grad(y.square().sum(), weights)))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    drop, shortcut = Dropout(0.3).train(), torch.randn(4, 50, requires_grad=True)
+    z = torch.randn(4, 50, requires_grad=True)
+    pairs = []
+    for ask in (lambda: shortcut + drop(z), lambda: drop.onto(shortcut, z)):
+        torch.manual_seed(1)
+        y = ask()
+        pairs.append((y, torch.autograd.grad(y.square().sum(), [shortcut, z])))
+    torch.testing.assert_close(pairs[1], pairs[0])
+    assert torch.equal(drop.eval().onto(shortcut, z), shortcut + z)
 
 
 def test_the_last_block_answers_for_the_asked_tokens_alone() -> None:
@@ -443,12 +468,10 @@ def test_training_goes_on_from_an_earlier_model(dataset: Dataset, tmp_path: Path
     assert other.returncode == 2
     assert "has another model, goal or body" in other.stderr
     assert other.stderr.count("\n") == 1
-    for name, here, its in (("activation", "gelu", "relu"), ("heads", "2", "1")):  # the weights fit all the same
-        settings = f"{{width: 32, context: 8, {name}: {here}}}"
-        refused = run(train(tmp_path, name, dataset, f"model={settings}", f"init_from={parent}"))
-        assert refused.returncode == 2
-        assert f"its model.{name} is {its}, here it is {here}; write" in refused.stderr
-        assert not (tmp_path / name).exists()
+    refused = run(train(tmp_path, "fourth", dataset, "model={width: 32, context: 8, heads: 2}", f"init_from={parent}"))
+    assert refused.returncode == 2  # the weights fit, and would mean something else
+    assert "its model.heads is 1, here it is 2; write what it has" in refused.stderr
+    assert not (tmp_path / "fourth").exists()
 
 
 @pytest.mark.parametrize(
