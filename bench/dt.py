@@ -3,10 +3,10 @@
     python bench/dt.py
 
 Same sizes (K=20, 3 layers, 1 head, width 128, dropout 0.1), same batches of 64 windows of three tokens a step, AdamW, gradients
-clipped at 0.25, in float32. Ours and Hugging Face's draw the same windows from the same dataset, by our sampler; ours and
-CORL's have GELU, Hugging Face's its default, ReLU, which is cheaper. CORL's loop is written after its dt.py: windows one after
-the other from episodes in memory, a DataLoader without workers, PyTorch's MultiheadAttention under a mask. Acting: 64
-simulations side by side; Hugging Face's model reads the whole context for each decision.
+clipped at 0.25, in float32, GELU. Ours and Hugging Face's draw the same windows from the same dataset, by our sampler; CORL's
+loop is written after its dt.py: windows one after the other from episodes in memory, a DataLoader without workers, PyTorch's
+MultiheadAttention under a mask. Acting: 64 simulations side by side; Hugging Face's model reads the whole context for each
+decision.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def hugging_face_model(learner: OfflineLearner) -> nn.Module:
         n_layer=LAYERS,
         n_head=HEADS,
         n_inner=4 * WIDTH,
-        activation_function="relu",
+        activation_function="gelu",
         resid_pdrop=DROPOUT,
         embd_pdrop=DROPOUT,
         attn_pdrop=DROPOUT,
