@@ -146,7 +146,7 @@ class Block(nn.Module):
             mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
         hidden = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
         q, k, v_flat = (part.flatten(0, 1) for part in (q, k, v))
-        scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[2]))
+        scores = torch.add(hidden, torch.bmm(q, k.transpose(1, 2)), alpha=1 / math.sqrt(q.shape[2]))
         return torch.bmm(self.drop_seen(scores.softmax(dim=2)), v_flat).unflatten(0, v.shape[:2])
 
     def _heads(self, x: Tensor) -> Tensor:
