@@ -18,7 +18,7 @@ from flexrl.learner_settings import SETTINGS
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
 from flexrl.observations import action_mirror
-from flexrl.policies import open_snapshot, snapshot_files
+from flexrl.policies import load_policy, open_snapshot, snapshot_files
 from flexrl.training import TrainSettings
 from flexrl.warm_start import init_from
 from flexrl.worlds import make_world, normalise
@@ -143,21 +143,33 @@ def test_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert learner.policy_arrays()["log_std"].shape == (2, 17)
 
 
+def settings_of(world: MotorSettings, **changes: Any) -> TrainSettings:
+    kwargs = {"net_arch": {"pi": [16, 8], "vf": [12]}}
+    learner = SETTINGS["ppo"](policy="auto", n_steps=8, batch_size=16, n_epochs=2, policy_kwargs=kwargs, **changes)
+    return TrainSettings(world=world, learner=learner)
+
+
+def test_a_snapshot_plays_as_the_learner_does(tmp_path: Path) -> None:
+    learner = learner_on(WORLD, apart=["recover"])
+    learner.improve()
+    snapshots.write(tmp_path / "best", snapshot_files(learner, settings_of(WORLD, apart=["recover"]), {}))
+    policy = load_policy(open_snapshot(tmp_path / "best"))
+    for skill in SKILLS:
+        obs = seen(learner, skill)
+        raw = learner.normaliser.unnormalize_obs(obs)  # type: ignore[union-attr]
+        np.testing.assert_allclose(policy.act(raw), act(learner, obs), atol=1e-4)
+
+
 def test_a_policy_of_one_network_goes_on_as_several(tmp_path: Path) -> None:
-    parent = learner_on(WORLD.model_copy(update={"goal": []}))
+    unaware = WORLD.model_copy(update={"goal": []})
+    parent = learner_on(unaware)
     parent.improve()
-    settings = TrainSettings(world=WORLD.model_copy(update={"goal": []}), learner=_plain_settings())
-    snapshots.write(tmp_path / "parent", snapshot_files(parent, settings, {}))
+    snapshots.write(tmp_path / "parent", snapshot_files(parent, settings_of(unaware), {}))
     child = learner_on(WORLD, apart=["recover"])
     init_from(child, open_snapshot(tmp_path / "parent"), WORLD)
     obs = np.random.default_rng(0).standard_normal((6, child.world.observation_space.shape[0])).astype(np.float32)
     known = parent.world.observation_space.shape[0]
     np.testing.assert_array_equal(act(child, obs), act(parent, obs[:, :known]))
-
-
-def _plain_settings() -> Any:
-    kwargs = {"net_arch": {"pi": [16, 8], "vf": [12]}}
-    return SETTINGS["ppo"](policy="auto", n_steps=8, batch_size=16, n_epochs=2, policy_kwargs=kwargs)
 
 
 @pytest.mark.parametrize(
