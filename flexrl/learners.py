@@ -116,7 +116,7 @@ class Learner:
         replay_folder: Path | None = None,
         policy_kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.world = world
+        self.settings, self.world = settings, world
         self.normaliser = world if isinstance(world, VecNormalize) else None
         self.total_steps = num_steps
         policy, arguments = _arguments(settings, world, replay_folder)

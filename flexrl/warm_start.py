@@ -36,6 +36,9 @@ def init_from(learner: Learner, parent: Snapshot, world: object) -> None:
         raise UserError(
             f"{where}: its normalize_observations is {str(parent.settings.normalize_observations).lower()}; write the same"
         )
+    their_apart, apart = (getattr(settings, "apart", []) for settings in (parent.settings.learner, learner.settings))
+    if their_apart and their_apart != apart:
+        raise UserError(f"{where}: its learner.apart is {their_apart}, here it is {apart}; write what it has")
     weights = snapshots.read_arrays(parent.folder / "policy.safetensors")
     if isinstance(learner.model.policy, MotorActorCriticPolicy):
         weights = learner.model.policy.split(weights)

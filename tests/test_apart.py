@@ -172,6 +172,17 @@ def test_a_policy_of_one_network_goes_on_as_several(tmp_path: Path) -> None:
     np.testing.assert_array_equal(act(child, obs), act(parent, obs[:, :known]))
 
 
+def test_networks_of_one_skill_do_not_become_another_s(tmp_path: Path) -> None:
+    parent = learner_on(WORLD, apart=["recover"])
+    snapshots.write(tmp_path / "parent", snapshot_files(parent, settings_of(WORLD, apart=["recover"]), {}))
+    with pytest.raises(UserError, match=r"its learner\.apart is \['recover'\], here it is \['turn_left'\]; write what it has"):
+        init_from(learner_on(WORLD, apart=["turn_left"]), open_snapshot(tmp_path / "parent"), WORLD)
+    child = learner_on(WORLD, apart=["recover"])
+    init_from(child, open_snapshot(tmp_path / "parent"), WORLD)
+    for key, value in parent.policy_arrays().items():
+        np.testing.assert_array_equal(child.policy_arrays()[key], value, err_msg=key)
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
