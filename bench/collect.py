@@ -45,6 +45,8 @@ def collected(settings: CollectSettings, folder: Path) -> float:
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (folder / "rate" / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(folder)
+    if len(rows) < 2:
+        raise SystemExit(f"--steps {settings.num_steps}: too few for two files to be written; write 400_000 or more")
     return (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["time/seconds"] - rows[0]["time/seconds"])
 
 
