@@ -122,6 +122,7 @@ def test_every_argument_of_the_constructor_is_a_setting(name: str) -> None:
     assert arguments <= set(SETTINGS[name].model_fields)
 
 
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_schedules_and_networks_reach_sb3() -> None:
     settings = config.load(
         TrainSettings,
