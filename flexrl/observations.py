@@ -42,7 +42,9 @@ class Observation:
 
     def __init__(self, blocks: list[Block], dtype: DTypeLike, limit: float) -> None:
         self.blocks, self.dtype, self.limit = blocks, np.dtype(dtype), limit
-        self.size = sum(len(block.mirror.source) for block in blocks)
+        *first_columns, size = np.cumsum([0] + [len(block.mirror.source) for block in blocks]).tolist()
+        self._first_columns: list[int] = first_columns
+        self.size: int = size
 
     def __call__(self, state: State) -> NDArray[np.floating]:
         """The observation of every simulation, (num_envs, size)."""
@@ -51,13 +53,11 @@ class Observation:
 
     def first_column(self, name: str) -> int:
         """Where the block of that name begins; StopIteration if there is none."""
-        before = next(i for i, block in enumerate(self.blocks) if block.name == name)
-        return sum(len(block.mirror.source) for block in self.blocks[:before])
+        return next(first for first, block in zip(self._first_columns, self.blocks, strict=True) if block.name == name)
 
     def mirror(self) -> Mirror:
         """The reflection of the whole vector."""
-        offsets = np.cumsum([0] + [len(block.mirror.source) for block in self.blocks[:-1]])
-        source = [block.mirror.source + offset for block, offset in zip(self.blocks, offsets, strict=True)]
+        source = [block.mirror.source + first for block, first in zip(self.blocks, self._first_columns, strict=True)]
         return Mirror(np.concatenate(source), np.concatenate([block.mirror.sign for block in self.blocks]))
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import stable_baselines3
 import torch
-from stable_baselines3.common.utils import set_random_seed
+from parity import assert_same_update
 
 from flexrl import config, snapshots
 from flexrl.config import UserError
@@ -101,18 +99,7 @@ def test_written_out_gradients_are_autograds_with_networks_apart(changes: dict[s
     ours, theirs, start = (learner_on(ONE_HOT, **changes) for _ in range(3))
     for learner in (ours, theirs, start):
         disturb(learner)
-    for method in ("collect_rollouts", "train"):
-        setattr(theirs.model, method, types.MethodType(getattr(stable_baselines3.PPO, method), theirs.model))
-    metrics = []
-    for learner in (ours, theirs):
-        set_random_seed(5)
-        metrics.append(learner.improve())
-    for key, value in theirs.policy_arrays().items():
-        np.testing.assert_allclose(ours.policy_arrays()[key], value, rtol=0, atol=5e-5, err_msg=key)
-        assert not np.array_equal(value, start.policy_arrays()[key]), key
-    for key, number in metrics[1].items():
-        if not key.startswith("time/"):
-            assert metrics[0][key] == pytest.approx(number, rel=2e-3, abs=1e-5), key
+    assert_same_update(ours, theirs, start)
 
 
 def test_advantages_have_a_scale_for_each_network() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import stable_baselines3
 import torch
-from stable_baselines3.common.utils import set_random_seed
+from parity import assert_same_update
 
 from flexrl import config, on_policy, ppo, recurrent_ppo, snapshots
 from flexrl.config import UserError
@@ -289,28 +287,10 @@ def test_our_ppo_is_sb3s_to_rounding(policy: str, activation: str, changes: dict
     settings = {"policy": policy, "policy_kwargs": kwargs, "batch_size": 24, "learning_rate": 1e-3, **changes}
     world = MotorSettings(num_envs=8, num_threads=1, tasks={"walk_forward": {"max_steps": 5}})
     ours, theirs, start = (small_learner("ppo", None, world, **settings) for _ in range(3))
-    for method in ("collect_rollouts", "train"):
-        setattr(theirs.model, method, types.MethodType(getattr(stable_baselines3.PPO, method), theirs.model))
-    metrics = []
-    for learner in (ours, theirs):
-        set_random_seed(5)
-        metrics.append(learner.improve())
-    buffers: list[Any] = [learner.model.rollout_buffer for learner in (ours, theirs)]  # type: ignore[attr-defined]
-    own, other = ({name: value for name, value in vars(buffer).items() if isinstance(value, np.ndarray)} for buffer in buffers)
-    assert {"observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"} <= set(own)
-    assert own["episode_starts"].sum() >= 16  # the first steps, and those after episodes that time cut off
-    for key, array in own.items():
-        expected = other[key]  # SB3's update leaves them (num_envs * num_steps, ...)
-        if len(expected) != len(array):
-            array = array.swapaxes(0, 1).reshape(expected.shape)
-        np.testing.assert_allclose(array, expected, rtol=0, atol=1e-4, err_msg=key)
-    for key, value in theirs.policy_arrays().items():
-        np.testing.assert_allclose(ours.policy_arrays()[key], value, rtol=0, atol=5e-5, err_msg=key)
-        assert not np.array_equal(value, start.policy_arrays()[key]), key
-    assert metrics[0]["train/n_updates"] < 30  # target_kl ends it
-    for key, number in metrics[1].items():
-        if not key.startswith("time/"):
-            assert metrics[0][key] == pytest.approx(number, rel=2e-3, abs=1e-5), key
+    metrics = assert_same_update(ours, theirs, start)
+    rollout: Any = ours.model.rollout_buffer  # type: ignore[attr-defined]
+    assert rollout.episode_starts.sum() >= 16  # the first steps, and those after episodes that time cut off
+    assert metrics["train/n_updates"] < 30  # target_kl ends it
 
 
 def test_any_gymnasium_env_trains_and_resumes_with_new_episodes(tmp_path: Path) -> None:
