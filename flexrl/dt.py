@@ -63,9 +63,22 @@ class Dropout(nn.Module):
 
     def _factors(self, x: Tensor) -> Tensor:
         """0 with chance p, else what makes up for it."""
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= self._dropped - 2**15
-        return kept.to(x.dtype).mul_(1 / (1 - self._dropped / 2**16))
+        lanes = random_words((x.numel() + 3) // 4).view(torch.int16)[: x.numel()].view(x.shape)
+        kept = torch.ge(lanes, self._dropped - 2**15, out=torch.empty_like(x, memory_format=torch.contiguous_format))
+        return kept.mul_(1 / (1 - self._dropped / 2**16))
+
+
+GOLDEN, MIX_1, MIX_2 = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def random_words(count: int) -> Tensor:
+    """`count` words of 64 random bits: splitmix64 from a start that torch's generator draws, which alone is slower."""
+    start = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
+    words = torch.arange(count).mul_(GOLDEN).add_(start)
+    shifted = words >> 30
+    words.bitwise_xor_(shifted).mul_(MIX_1)
+    words.bitwise_xor_(torch.bitwise_right_shift(words, 27, out=shifted)).mul_(MIX_2)
+    return words.bitwise_xor_(torch.bitwise_right_shift(words, 31, out=shifted).bitwise_and_(2**33 - 1))
 
 
 class _AddDropped(torch.autograd.Function):

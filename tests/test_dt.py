@@ -19,7 +19,7 @@ import torch
 from flexrl import config, snapshots
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
-from flexrl.dt import ACTION, BODY, GOAL, RETURN, Block, Context, DecisionTransformer, Dropout, Sizes
+from flexrl.dt import ACTION, BODY, GOAL, RETURN, Block, Context, DecisionTransformer, Dropout, Sizes, random_words
 from flexrl.offline_training import TrainDTSettings, rehearse
 from flexrl.policies import load_policy, open_snapshot
 from flexrl.text_encoders import NUM_FEATURES, find_encoder
@@ -164,6 +164,18 @@ def test_dropout_is_torch_s() -> None:
     torch.manual_seed(0)
     assert torch.equal(drop(x), y)
     assert torch.equal(drop.eval()(x), x)
+
+
+def test_the_bits_of_dropout_are_even_and_independent() -> None:
+    torch.manual_seed(0)
+    words = random_words(200_000)
+    bits = torch.stack([(words >> i) & 1 for i in range(64)]).double() * 2 - 1
+    assert bits.mean(dim=1).abs().max() < 0.012  # five deviations of the mean of as many coins
+    for lag in (1, 2, 64, 128):
+        assert (bits[:, lag:] * bits[:, :-lag]).mean(dim=1).abs().max() < 0.012
+    among = bits @ bits.t() / 200_000
+    assert among.fill_diagonal_(0).abs().max() < 0.012
+    assert not torch.equal(words, random_words(200_000))
 
 
 def test_attention_under_dropout_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
