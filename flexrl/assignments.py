@@ -13,11 +13,11 @@ from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.phrasings import with_copies
 from flexrl.physics import ALL, Array, Body
 from flexrl.resets import FallenPoses
-from flexrl.skill_sampling import SkillSampler
+from flexrl.skill_sampling import PoseSampler, SkillSampler
 from flexrl.tasks import Task
 
 LOOSE_SHARE = 0.25  # of what its weight gives a skill of bodies that lie, where a body on its feet goes on
-ARRAYS = ("skill", "level", "command", "phrase", "command_ends", "skill_ends")
+ARRAYS = ("skill", "level", "pose", "command", "phrase", "command_ends", "skill_ends")
 
 
 def pack_parts(parts: list[tuple[str, Any]]) -> dict[str, NDArray[Any]]:
@@ -42,6 +42,9 @@ class Assignments:
         self.sampler = SkillSampler(settings.sampling, {name: weight for name, (_, weight) in resolved.items()})
         self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
         self.loose = np.array([isinstance(task.reset, FallenPoses) for task in self.tasks])  # begins lying, (num_tasks,)
+        resets = enumerate(task.reset for task in self.tasks)
+        hardest = settings.pose_sampling == "hardest"
+        self._poses = {i: PoseSampler(r.bank_size) for i, r in resets if hardest and isinstance(r, FallenPoses)}
         families = [with_copies(getattr(task.words, settings.phrasings), settings.word_variants) for task in self.tasks]
         self.phrases = [(skill, phrase) for skill, family in zip(self.skills, families, strict=True) for phrase in family]
         self._first_phrase = np.cumsum([0, *map(len, families)])  # of each task, and the end
@@ -54,6 +57,7 @@ class Assignments:
         self._max_steps = np.array([task.max_steps for task in self.tasks])
         self.skill = np.zeros(num_envs, np.intp)  # index of the task that each is at
         self.level = np.ones(num_envs)  # the curriculum's when it began that task; it keeps it
+        self.pose = np.full(num_envs, -1, np.intp)  # lying posture that its episode was begun from to see it got up from, or -1
         self.gait_frequency = np.zeros(num_envs)  # Hz, of that task; likewise the next two
         self.posture = np.zeros((num_envs, len(body.posture)))  # rad
         self.max_steps = np.zeros(num_envs, np.int64)
@@ -62,10 +66,22 @@ class Assignments:
         self.command_ends = np.full(num_envs, np.inf)  # s since the episode began: when another command is drawn
         self.skill_ends = np.full(num_envs, np.inf)  # s likewise: when another skill is
 
-    def begin(self, i: int, rng: np.random.Generator) -> Task:
-        """A new episode of body i: the task that it is for; its start is drawn next, then `begin_command`."""
+    def forget(self) -> None:
+        """Begins to count anew how skills, and postures of a new bank, come out."""
+        self.sampler.begin()
+        for poses in self._poses.values():
+            poses.begin()
+
+    def begin(self, i: int, rng: np.random.Generator) -> tuple[Task, int | None]:
+        """A new episode of body i: the task that it is for, and a posture of its bank, if that is drawn by failures.
+
+        Its start is drawn next, then `begin_command`.
+        """
         self.skill[i] = self.sampler.draw(rng)
-        return self.tasks[self.skill[i]]
+        poses = self._poses.get(int(self.skill[i]))
+        pose = None if poses is None else poses.draw(rng)
+        self.pose[i] = -1 if pose is None else pose
+        return self.tasks[self.skill[i]], pose
 
     def begin_command(self, i: int, rng: np.random.Generator) -> None:
         """The episode's first command, and how long its first skill lasts."""
@@ -121,6 +137,9 @@ class Assignments:
         """Counts how body i's episode, or its part at one skill, came out."""
         skill = int(self.skill[i])
         self.sampler.ended(skill, success)
+        if self.pose[i] >= 0:
+            self._poses[skill].ended(int(self.pose[i]), success)
+            self.pose[i] = -1
         if self.curriculum is not None:
             self.curriculum.ended(skill, success, float(self.level[i]))
 
@@ -137,13 +156,16 @@ class Assignments:
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on exactly where `get_state` was taken."""
         for name in ARRAYS:
-            if name in state or name != "level":  # which older states do not have: their episodes end at the hardest
+            if name in state or name not in ("level", "pose"):  # which older states do not have: at the hardest, and uncounted
                 setattr(self, name, state[name].copy())
         if self.curriculum is None:  # any more
             self.level[:] = 1.0
+        counted = [len(poses.success) for poses in self._poses.values()]
+        self.pose[self.pose >= min(counted, default=0)] = -1  # where there are fewer now, or all are drawn alike
         self.follow_skills(ALL)
         unpack_parts(self._parts(), state)
 
     def _parts(self) -> list[tuple[str, Any]]:
         parts: list[tuple[str, Any]] = [("sampler", self.sampler)]
+        parts += [(f"poses_{self.skills[index]}", poses) for index, poses in self._poses.items()]
         return parts if self.curriculum is None else [*parts, ("curriculum", self.curriculum)]

@@ -112,7 +112,7 @@ class MotorBatch:
         """What is drawn from here on: each simulation's generator, as Gymnasium's `reset(seed=seed + i)` makes it."""
         self.rngs = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed + i))) for i in range(self.num_envs)]
         self.physics.seed = seed
-        self.asked.sampler.begin()
+        self.asked.forget()
         if self.randomiser is not None:
             self.randomiser.begin(seed)
 
@@ -121,7 +121,8 @@ class MotorBatch:
         starts = []
         for i in map(int, ids):
             rng = self.rngs[i]
-            starts.append(self.asked.begin(i, rng).reset.sample(self.physics, rng))
+            task, pose = self.asked.begin(i, rng)
+            starts.append(task.reset.sample(self.physics, rng, pose))
             self.asked.begin_command(i, rng)
             if self.randomiser is not None:
                 self.randomiser.begin_episode(i, rng)

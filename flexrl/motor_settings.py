@@ -88,6 +88,8 @@ class MotorSettings(Settings):
     # torque: [-1, 1] scaled to the motors' control range; v5: the control range itself;
     # servo: joint angles round a standing posture, held by position servos of the motors' strength
     action: Literal["torque", "v5", "servo"] = "torque"
+    # lying postures to get up from: drawn evenly, or more often those that episodes lately failed from
+    pose_sampling: Literal["even", "hardest"] = "even"
     # bodies that differ from simulation to simulation, and pushes; null: none
     randomise: RandomiseSettings | None = None
     # the first episodes end a random time early, so that later ones of one length do not all end together

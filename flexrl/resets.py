@@ -13,8 +13,8 @@ from flexrl.physics import Array, Physics
 class Reset(Protocol):
     """Where the episodes of a task start."""
 
-    def sample(self, physics: Physics, rng: np.random.Generator) -> tuple[Array, Array]:
-        """One start: qpos (nq,) in m and rad, qvel (nv,) in m/s and rad/s."""
+    def sample(self, physics: Physics, rng: np.random.Generator, pose: int | None = None) -> tuple[Array, Array]:
+        """One start: qpos (nq,) in m and rad, qvel (nv,) in m/s and rad/s; from posture `pose` of a bank, if there is one."""
         ...
 
 
@@ -25,8 +25,8 @@ class Noise:
     scale: float
     normal_velocity: bool = False
 
-    def sample(self, physics: Physics, rng: np.random.Generator) -> tuple[Array, Array]:
-        """One start, drawn in Gymnasium's order."""
+    def sample(self, physics: Physics, rng: np.random.Generator, pose: int | None = None) -> tuple[Array, Array]:
+        """One start, drawn in Gymnasium's order; there is no bank."""
         qpos = physics.default_qpos + rng.uniform(low=-self.scale, high=self.scale, size=physics.model.nq)
         if self.normal_velocity:
             return qpos, 0.0 + self.scale * rng.standard_normal(physics.model.nv)
@@ -44,9 +44,9 @@ class FallenPoses:
     bank_size: int = 256
     settling: float = 1.0  # s
 
-    def sample(self, physics: Physics, rng: np.random.Generator) -> tuple[Array, Array]:
+    def sample(self, physics: Physics, rng: np.random.Generator, pose: int | None = None) -> tuple[Array, Array]:
         """One start, at rest."""
-        qpos = self.bank(physics)[rng.integers(self.bank_size)].copy()
+        qpos = self.bank(physics)[rng.integers(self.bank_size) if pose is None else pose].copy()
         yaw = rng.uniform(-np.pi, np.pi)
         if physics.body.free:
             qpos[3:7] = quaternion_product(np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]), qpos[3:7])

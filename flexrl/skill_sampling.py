@@ -1,4 +1,4 @@
-"""Which skill an episode is for."""
+"""Which skill an episode is for, and which lying posture it begins from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Sampling = Literal["balanced", "weighted", "hardest"]
 MEMORY = 50  # episodes of a skill over which its success rate is averaged
+POSE_MEMORY = 3  # and of a posture
 EASIEST = 0.1  # failure rate that even a skill which always succeeds is counted with
 
 
@@ -62,3 +63,32 @@ class SkillSampler:
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on exactly where `get_state` was taken."""
         self.num_steps, self.success = state["num_steps"].copy(), state["success"].copy()
+
+
+class PoseSampler:
+    """Draws one of `num_poses` lying postures, by the share of late episodes from it that failed."""
+
+    def __init__(self, num_poses: int) -> None:
+        self.success = np.zeros(num_poses)  # running rate of each
+
+    def begin(self) -> None:
+        """Forgets what was counted."""
+        self.success[:] = 0.0
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """The posture (an index) that the next episode begins from."""
+        ends = np.cumsum(1.0 - self.success + EASIEST)
+        return min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)
+
+    def ended(self, pose: int, success: bool) -> None:
+        """Counts how an episode from a posture came out."""
+        self.success[pose] += (success - self.success[pose]) / POSE_MEMORY
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays."""
+        return {"success": self.success.copy()}
+
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Goes on exactly where `get_state` was taken; of another number of postures it begins anew."""
+        if state["success"].shape == self.success.shape:
+            self.success = state["success"].copy()

@@ -71,7 +71,13 @@ def closing(world: VecEnv) -> Iterator[VecEnv]:
 
 
 # of a world's settings, what only makes training in it easier or its policies more robust
-AS_IT_IS: dict[str, Any] = {"curriculum": None, "randomise": None, "word_variants": 0, "stagger": False}
+AS_IT_IS: dict[str, Any] = {
+    "curriculum": None,
+    "randomise": None,
+    "word_variants": 0,
+    "pose_sampling": "even",
+    "stagger": False,
+}
 
 
 def evaluation_settings(

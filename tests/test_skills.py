@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flexrl.collection import CollectSettings, world_of
 from flexrl.curriculum import Curriculum, CurriculumSettings, next_level
 from flexrl.motor_batch import MotorBatch
-from flexrl.motor_settings import MotorSettings, resolve_tasks
+from flexrl.motor_settings import MotorSettings, TaskOverrides, resolve_tasks
 from flexrl.motor_world import MotorWorld
 from flexrl.physics import SERVO_ERROR
 from flexrl.policies import ZeroPolicy
@@ -451,3 +451,47 @@ def test_a_task_may_begin_from_more_lying_postures_or_fewer() -> None:
     assert len(heights(1024)) > 20
     with pytest.raises(ValueError, match=r"world\.tasks\.walk_forward\.poses: task walk_forward does not begin lying"):
         resolve_tasks(MotorSettings(tasks={"walk_forward": {"poses": 3}}))
+
+
+def test_postures_that_nobody_got_up_from_come_more_often() -> None:
+    """And the counts go on exactly, begin anew with another seed's bank, and are left away in evaluations."""
+    settings = MotorSettings(
+        task="mixed", skills={"recover": 1.0, "walk_forward": 1.0}, num_envs=8, num_threads=1, pose_sampling="hardest",
+        tasks={"recover": {"poses": 4, "max_steps": 3}, "walk_forward": {"max_steps": 3}},
+    )  # fmt: skip
+    batch, counts = MotorBatch(settings, seed=0), np.zeros(4)
+    for round_ in range(300):
+        batch.reset(np.arange(8))
+        lying, poses = batch.asked.skill == 0, batch.asked.pose.copy()
+        np.testing.assert_array_equal(poses >= 0, lying)
+        bank = batch.tasks[0].reset.bank(batch.physics)
+        np.testing.assert_allclose(batch.physics.qpos[lying, 2], bank[poses[lying], 2])
+        if round_ >= 50:
+            counts += np.bincount(poses[lying], minlength=4)
+        assert batch.measures is not None
+        batch.measures.num_counted[:] = 1  # not too short to tell
+        for i in range(8):
+            batch.ended(i, bool(poses[i] != 2))  # one fails always
+        np.testing.assert_array_equal(batch.asked.pose, -1)  # an episode is counted once
+    np.testing.assert_allclose(counts / counts.sum(), np.array([0.1, 0.1, 1.1, 0.1]) / 1.4, atol=0.05)
+    batch.reset(np.arange(8))
+    other = MotorBatch(settings, seed=0)
+    other.set_state(batch.get_state())
+    for one in (batch, other):
+        for i in range(8):
+            one.ended(i, i % 2 == 0)
+        one.reset(np.arange(8))
+    np.testing.assert_array_equal(other.asked.pose, batch.asked.pose)
+    np.testing.assert_array_equal(other.physics.qpos, batch.physics.qpos)
+    smaller = settings.model_copy(update={"tasks": {"recover": TaskOverrides(poses=2)}})
+    for changed in (smaller, settings.model_copy(update={"pose_sampling": "even"})):
+        another = MotorBatch(changed, seed=0)
+        another.set_state(batch.get_state())
+        for i in range(8):
+            another.ended(i, True)
+    older = MotorBatch(settings, seed=0)
+    older.set_state({name: array for name, array in batch.get_state().items() if "pose" not in name})
+    np.testing.assert_array_equal(older.asked.pose, -1)
+    batch.seed(1)
+    assert not any(poses.success.any() for poses in batch.asked._poses.values())
+    assert evaluation_settings(settings, 4).pose_sampling == "even"
