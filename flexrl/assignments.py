@@ -13,7 +13,7 @@ from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.phrasings import with_copies
 from flexrl.physics import ALL, Array, Body
 from flexrl.resets import FallenPoses
-from flexrl.skill_sampling import PoseSampler, SkillSampler
+from flexrl.skill_sampling import PoseLevels, SkillSampler
 from flexrl.tasks import Task
 
 LOOSE_SHARE = 0.25  # of what its weight gives a skill of bodies that lie, where a body on its feet goes on
@@ -42,9 +42,9 @@ class Assignments:
         self.sampler = SkillSampler(settings.sampling, {name: weight for name, (_, weight) in resolved.items()})
         self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
         self.loose = np.array([isinstance(task.reset, FallenPoses) for task in self.tasks])  # begins lying, (num_tasks,)
-        resets = enumerate(task.reset for task in self.tasks)
-        hardest = settings.pose_sampling == "hardest"
-        self._poses = {i: PoseSampler(r.bank_size) for i, r in resets if hardest and isinstance(r, FallenPoses)}
+        resets = [(i, task.reset) for i, task in enumerate(self.tasks) if settings.pose_levels is not None]
+        steps = settings.pose_levels or (0.0, 0.0)
+        self._poses = {i: PoseLevels(reset.bank_size, *steps) for i, reset in resets if isinstance(reset, FallenPoses)}
         families = [with_copies(getattr(task.words, settings.phrasings), settings.word_variants) for task in self.tasks]
         self.phrases = [(skill, phrase) for skill, family in zip(self.skills, families, strict=True) for phrase in family]
         self._first_phrase = np.cumsum([0, *map(len, families)])  # of each task, and the end
@@ -73,7 +73,7 @@ class Assignments:
             poses.begin()
 
     def begin(self, i: int, rng: np.random.Generator) -> tuple[Task, int | None]:
-        """A new episode of body i: the task that it is for, and a posture of its bank, if that is drawn by failures.
+        """A new episode of body i: the task that it is for, and a posture of its bank, if those have levels.
 
         Its start is drawn next, then `begin_command`.
         """
@@ -86,6 +86,8 @@ class Assignments:
     def begin_command(self, i: int, rng: np.random.Generator) -> None:
         """The episode's first command, and how long its first skill lasts."""
         self.begin_skill(i, int(self.skill[i]), rng, 0.0)
+        if self.pose[i] >= 0 and self.curriculum is not None:
+            self.level[i] = self._poses[int(self.skill[i])].levels[self.pose[i]]
         self.time_skill(i, rng, 0.0)
 
     def draw_command(self, i: int, rng: np.random.Generator, now: float) -> None:
@@ -138,9 +140,12 @@ class Assignments:
         skill = int(self.skill[i])
         self.sampler.ended(skill, success)
         if self.pose[i] >= 0:
-            self._poses[skill].ended(int(self.pose[i]), success)
+            poses = self._poses[skill]
+            poses.ended(int(self.pose[i]), success)
             self.pose[i] = -1
-        if self.curriculum is not None:
+            if self.curriculum is not None:
+                self.curriculum.levels[skill] = poses.levels.mean()
+        elif self.curriculum is not None:
             self.curriculum.ended(skill, success, float(self.level[i]))
 
     def time_is_up(self, num_steps: NDArray[np.int64], steps_before: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -160,7 +165,7 @@ class Assignments:
                 setattr(self, name, state[name].copy())
         if self.curriculum is None:  # any more
             self.level[:] = 1.0
-        counted = [len(poses.success) for poses in self._poses.values()]
+        counted = [len(poses.levels) for poses in self._poses.values()]
         self.pose[self.pose >= min(counted, default=0)] = -1  # where there are fewer now, or all are drawn alike
         self.follow_skills(ALL)
         unpack_parts(self._parts(), state)

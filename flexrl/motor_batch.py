@@ -21,10 +21,11 @@ from flexrl.randomise import Randomiser
 from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.reference import SETTLING, Reference
 from flexrl.rewards import Term, contact_cost, on_course, on_place
-from flexrl.tasks import HANGING_ARMS, sum_terms
+from flexrl.tasks import HANGING_ARMS, TIME_TO_GET_UP, sum_terms
 
 Bools = NDArray[np.bool_]
 SERVO_REACH = 1.5  # rad that an action of 1 moves a servo's target away from the standing posture
+LATE = 1.0  # s after which an episode of getting up is over that is not to have its whole length
 LIFTED_BELOW = 1.2  # m: the torso height above which a curriculum carries nothing
 
 
@@ -98,6 +99,7 @@ class MotorBatch:
         steered = len(self.tasks) > 1 or "place" in settings.goal or not {on_course, on_place}.isdisjoint(self.terms)
         self.reference = Reference(self.num_envs) if steered else None
         self._lifts = np.array([task.lift for task in self.tasks]) * self.physics.weight  # N
+        self._got_up: Bools | None = None  # upright for `end_upright`, by the last step
         self._switches = settings.switch is not None
         self.randomiser = None if settings.randomise is None else Randomiser(self.physics, settings.randomise)
         self.seed(seed)
@@ -190,6 +192,7 @@ class MotorBatch:
         truncated = self.asked.time_is_up(self.num_steps, self.steps_before)
         if self.measures is not None:
             self.measures.update(state, self.position)
+            truncated = truncated | self._decided(self.measures)
         over = terminated | truncated
         obs = self.observation(state)
         switches = self._new_skills(state, over) if self._switches else {}
@@ -243,6 +246,15 @@ class MotorBatch:
             at_it = np.array([task.fallen is function for task in self.tasks])[self.asked.skill]
             fallen |= at_it & function(state)
         return fallen
+
+    def _decided(self, measures: Measures) -> Bools:
+        """Whose getting up is decided before its episode's end, where the settings end it then."""
+        if self.settings.end_upright is None:
+            return np.zeros(self.num_envs, bool)
+        lying, stood_up = self.asked.loose[self.asked.skill], measures.elapsed - measures.upright_for
+        in_time = lying & (stood_up <= TIME_TO_GET_UP)
+        self._got_up = in_time & (measures.upright_for >= self.settings.end_upright)
+        return self._got_up | (lying & ~in_time & (measures.elapsed > TIME_TO_GET_UP + LATE))
 
     def _new_commands(self, done: Bools) -> list[int]:
         """Draws another command where the present one has been held long enough; of which simulations."""
@@ -299,7 +311,7 @@ class MotorBatch:
         for index, task in enumerate(self.tasks):
             if task.success is not None and self.measures is not None:
                 result |= (self.asked.skill == index) & task.success(self.measures, fell)
-        return result
+        return result if self._got_up is None else np.where(self.asked.loose[self.asked.skill], self._got_up, result)
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """Everything the next steps depend on, as arrays; see `set_state`."""

@@ -30,6 +30,7 @@ SkillName = Literal[
 ]
 TaskName = Literal[SkillName, "sprint", "v5", "mixed"]
 RANGES = ("speed", "sideways", "yaw_rate")  # of a task's Command
+Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -88,8 +89,11 @@ class MotorSettings(Settings):
     # torque: [-1, 1] scaled to the motors' control range; v5: the control range itself;
     # servo: joint angles round a standing posture, held by position servos of the motors' strength
     action: Literal["torque", "v5", "servo"] = "torque"
-    # lying postures to get up from: drawn evenly, or more often those that episodes lately failed from
-    pose_sampling: Literal["even", "hardest"] = "even"
+    # [up, down]: each lying posture has a level from 0 to 1 of its own, which rises by `up` when it is got up from and else
+    # falls by `down`; low ones come more often, and a curriculum helps each by its level; null: postures are alike
+    pose_levels: tuple[Share, Share] | None = None
+    # s upright that end an episode of getting up, as does a second more than the time there is for it; null: whole episodes
+    end_upright: float | None = Field(None, gt=0)
     # bodies that differ from simulation to simulation, and pushes; null: none
     randomise: RandomiseSettings | None = None
     # the first episodes end a random time early, so that later ones of one length do not all end together

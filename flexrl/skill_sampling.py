@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Sampling = Literal["balanced", "weighted", "hardest"]
 MEMORY = 50  # episodes of a skill over which its success rate is averaged
-POSE_MEMORY = 3  # and of a posture
+HIGHEST = 0.25  # share that a posture of the highest level is drawn with, to 1.25 of the lowest
 EASIEST = 0.1  # failure rate that even a skill which always succeeds is counted with
 
 
@@ -65,30 +65,31 @@ class SkillSampler:
         self.num_steps, self.success = state["num_steps"].copy(), state["success"].copy()
 
 
-class PoseSampler:
-    """Draws one of `num_poses` lying postures, by the share of late episodes from it that failed."""
+class PoseLevels:
+    """A level from 0 to 1 for each of `num_poses` lying postures, by how episodes from it come out; low ones are drawn more."""
 
-    def __init__(self, num_poses: int) -> None:
-        self.success = np.zeros(num_poses)  # running rate of each
+    def __init__(self, num_poses: int, up: float, down: float) -> None:
+        self.levels = np.zeros(num_poses)
+        self._up, self._down = up, down
 
     def begin(self) -> None:
-        """Forgets what was counted."""
-        self.success[:] = 0.0
+        """Forgets how episodes came out."""
+        self.levels[:] = 0.0
 
     def draw(self, rng: np.random.Generator) -> int:
         """The posture (an index) that the next episode begins from."""
-        ends = np.cumsum(1.0 - self.success + EASIEST)
+        ends = np.cumsum(1.0 + HIGHEST - self.levels)
         return min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)
 
     def ended(self, pose: int, success: bool) -> None:
         """Counts how an episode from a posture came out."""
-        self.success[pose] += (success - self.success[pose]) / POSE_MEMORY
+        self.levels[pose] = min(max(self.levels[pose] + (self._up if success else -self._down), 0.0), 1.0)
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""
-        return {"success": self.success.copy()}
+        return {"levels": self.levels.copy()}
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on exactly where `get_state` was taken; of another number of postures it begins anew."""
-        if state["success"].shape == self.success.shape:
-            self.success = state["success"].copy()
+        if state["levels"].shape == self.levels.shape:
+            self.levels = state["levels"].copy()

@@ -17,6 +17,7 @@ from flexrl.physics import Array
 from flexrl.resets import FallenPoses, Noise, Reset
 
 Range = tuple[float, float]
+TIME_TO_GET_UP = 3.0  # s
 STILL = (0.0, 0.0)
 
 
@@ -131,7 +132,7 @@ def follows(measures: Measures, fell: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def gets_up(measures: Measures, fell: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Upright within 3 s, and for the 2 s after."""
-    return measures.upright_at <= 3.0
+    return measures.upright_at <= TIME_TO_GET_UP
 
 
 def _keeps_turning(measures: Measures) -> NDArray[np.bool_]:

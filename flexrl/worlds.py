@@ -75,7 +75,8 @@ AS_IT_IS: dict[str, Any] = {
     "curriculum": None,
     "randomise": None,
     "word_variants": 0,
-    "pose_sampling": "even",
+    "pose_levels": None,
+    "end_upright": None,
     "stagger": False,
 }
 

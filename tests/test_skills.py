@@ -456,7 +456,7 @@ def test_a_task_may_begin_from_more_lying_postures_or_fewer() -> None:
 def test_postures_that_nobody_got_up_from_come_more_often() -> None:
     """And the counts go on exactly, begin anew with another seed's bank, and are left away in evaluations."""
     settings = MotorSettings(
-        task="mixed", skills={"recover": 1.0, "walk_forward": 1.0}, num_envs=8, num_threads=1, pose_sampling="hardest",
+        task="mixed", skills={"recover": 1.0, "walk_forward": 1.0}, num_envs=8, num_threads=1, pose_levels=(0.5, 0.5),
         tasks={"recover": {"poses": 4, "max_steps": 3}, "walk_forward": {"max_steps": 3}},
     )  # fmt: skip
     batch, counts = MotorBatch(settings, seed=0), np.zeros(4)
@@ -473,7 +473,7 @@ def test_postures_that_nobody_got_up_from_come_more_often() -> None:
         for i in range(8):
             batch.ended(i, bool(poses[i] != 2))  # one fails always
         np.testing.assert_array_equal(batch.asked.pose, -1)  # an episode is counted once
-    np.testing.assert_allclose(counts / counts.sum(), np.array([0.1, 0.1, 1.1, 0.1]) / 1.4, atol=0.05)
+    np.testing.assert_allclose(counts / counts.sum(), np.array([0.25, 0.25, 1.25, 0.25]) / 2, atol=0.05)
     batch.reset(np.arange(8))
     other = MotorBatch(settings, seed=0)
     other.set_state(batch.get_state())
@@ -484,7 +484,7 @@ def test_postures_that_nobody_got_up_from_come_more_often() -> None:
     np.testing.assert_array_equal(other.asked.pose, batch.asked.pose)
     np.testing.assert_array_equal(other.physics.qpos, batch.physics.qpos)
     smaller = settings.model_copy(update={"tasks": {"recover": TaskOverrides(poses=2)}})
-    for changed in (smaller, settings.model_copy(update={"pose_sampling": "even"})):
+    for changed in (smaller, settings.model_copy(update={"pose_levels": None})):
         another = MotorBatch(changed, seed=0)
         another.set_state(batch.get_state())
         for i in range(8):
@@ -493,5 +493,5 @@ def test_postures_that_nobody_got_up_from_come_more_often() -> None:
     older.set_state({name: array for name, array in batch.get_state().items() if "pose" not in name})
     np.testing.assert_array_equal(older.asked.pose, -1)
     batch.seed(1)
-    assert not any(poses.success.any() for poses in batch.asked._poses.values())
-    assert evaluation_settings(settings, 4).pose_sampling == "even"
+    assert not any(poses.levels.any() for poses in batch.asked._poses.values())
+    assert evaluation_settings(settings, 4).pose_levels is None
