@@ -6,6 +6,9 @@ MODEL  ?= examples/pretrained/humanoid_skills
 IMAGE  ?= flex-rl
 SWEEP  ?= examples/half_cheetah_sweep.yaml
 TARGET ?= local
+# of a sweep on a cluster: IMAGE=... with its digest, or what `make load-image` loaded last
+DIGEST  = $(if $(filter-out flex-rl,$(IMAGE)),$(IMAGE),$(shell cat workspace/.kind_image 2>/dev/null))
+ROOM    = 20  # GB that images and a cluster take
 GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
 .DEFAULT_GOAL := help
@@ -46,8 +49,9 @@ ifeq ($(TARGET),local)
 	$(RUN) -m tensorboard.main --logdir workspace --host 127.0.0.1
 else
 	@$(MAKE) --no-print-directory need-kubectl
+	@test -n "$(DIGEST)" || { echo "which image? make load-image first, or IMAGE=NAME@sha256:..." >&2; exit 2; }
 	kubectl apply -f k8s/tensorboard.yaml
-	kubectl -n flex-rl set image deployment/tensorboard tensorboard=$(IMAGE)
+	kubectl -n flex-rl set image deployment/tensorboard tensorboard=$(DIGEST)
 	kubectl -n flex-rl rollout status deployment/tensorboard --timeout=300s
 	kubectl -n flex-rl port-forward service/tensorboard 6006:6006 --address 127.0.0.1
 endif
@@ -57,7 +61,7 @@ bench: $(VENV)/.installed  ## the figures of docs/RESULTS.md that take minutes, 
 	$(RUN) bench/ppo.py
 
 sweep: $(VENV)/.installed  ## run a sweep (SWEEP=examples/half_cheetah_sweep.yaml TARGET=local ARGS=--plan)
-	$(RUN) submit_sweep.py --sweep $(SWEEP) --target $(TARGET) $(ARGS)
+	$(RUN) submit_sweep.py --sweep $(SWEEP) --target $(TARGET) $(if $(filter-out local,$(TARGET)),$(addprefix --image ,$(DIGEST))) $(ARGS)
 
 need-name:
 	@test -n "$(NAME)" || { echo "which sweep? make $(MAKECMDGOALS) NAME=half-cheetah-sweep" >&2; exit 2; }
@@ -81,9 +85,15 @@ need-kubectl:
 	@kubectl get --raw /version --request-timeout=5s >/dev/null 2>&1 || \
 	{ echo "no cluster answers: make cluster-up starts one here, make kubeconfig PROJECT=... STATE=... names GKE's" >&2; exit 2; }
 
-need-cluster: need-docker
-	@command -v kind >/dev/null || { echo "kind is not installed: go install sigs.k8s.io/kind@latest, or brew install kind" >&2; exit 2; }
-	@command -v kubectl >/dev/null || { echo "kubectl is not installed: https://kubernetes.io/docs/tasks/tools/" >&2; exit 2; }
+need-cluster:
+	@missing=0; \
+	command -v docker >/dev/null || { missing=2; echo "docker is not installed: apt install docker.io, or https://docs.docker.com/engine/install/"; }; \
+	command -v kind >/dev/null || { missing=2; echo "kind is not installed: go install sigs.k8s.io/kind@latest, or brew install kind"; }; \
+	command -v kubectl >/dev/null || { missing=2; echo "kubectl is not installed: snap install kubectl --classic, or brew install kubectl"; }; \
+	free=$$(df --output=avail -BG . | tail -n 1 | tr -dc 0-9); \
+	test $$free -ge $(ROOM) || { missing=2; echo "$$free GB are free here, images and a cluster take $(ROOM): docker system prune makes room"; }; \
+	exit $$missing >&2
+	@$(MAKE) --no-print-directory need-docker
 
 build-dev: need-docker  ## build the development image
 	docker build --target dev --tag $(IMAGE):dev --file docker/Dockerfile .
@@ -91,18 +101,18 @@ build-dev: need-docker  ## build the development image
 shell: build-dev  ## a shell in the development image, with this folder mounted and your own user
 	docker run --rm --interactive --tty --user "$(shell id -u):$(shell id -g)" $(GPUS) --volume "$(CURDIR)":/app $(IMAGE):dev bash
 
-build-runtime: need-docker  ## build the image that clusters run
-	docker build --target runtime --build-arg COMMIT="$(shell git rev-parse HEAD)" --tag $(IMAGE) --file docker/Dockerfile .
+build-runtime: need-docker  ## build the image that clusters run (TORCH_INDEX=URL: torch from there, such as its wheels for CPUs)
+	docker build --target runtime --build-arg COMMIT="$(shell git rev-parse HEAD)" --build-arg TORCH_INDEX="$(TORCH_INDEX)" --tag $(IMAGE) --file docker/Dockerfile .
 
 cluster-up: need-cluster  ## a Kind cluster on this machine, its workspace being this folder's
 	mkdir -p workspace
 	kind create cluster --name flex-rl --config k8s/kind_cluster.yaml
 	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml -f k8s/workspace_kind.yaml
 
-load-image: need-cluster build-runtime  ## bring the runtime image into the Kind cluster
+load-image: need-cluster build-runtime  ## bring the runtime image into the Kind cluster, for make sweep TARGET=kind
 	@id=$$(docker image inspect --format '{{.Id}}' $(IMAGE) | cut -c8-31); \
 	docker tag $(IMAGE) $(IMAGE):sha256-$$id && kind load docker-image $(IMAGE):sha256-$$id --name flex-rl && \
-	echo "submit with: --target kind --image $(IMAGE):sha256-$$id"
+	echo $(IMAGE):sha256-$$id > workspace/.kind_image && echo "submit with: make sweep TARGET=kind, or --target kind --image $(IMAGE):sha256-$$id"
 
 cluster-down: need-cluster  ## remove the Kind cluster; workspace/ stays
 	kind delete cluster --name flex-rl
@@ -122,9 +132,12 @@ cloud-plan: need-cloud  ## what Terraform would build on Google's cloud (PROJECT
 cloud-up: need-cloud  ## build it: cluster, pools from zero machines, bucket, registry
 	terraform -chdir=terraform apply -var project=$(PROJECT) $(ARGS)
 
-cloud-down: need-cloud  ## take it away again; the workspace's bucket stays
-	terraform -chdir=terraform apply -var project=$(PROJECT) -var deletion_protection=false $(ARGS)
-	terraform -chdir=terraform state rm google_storage_bucket.workspace google_storage_bucket_iam_member.train
+cloud-down: need-cloud  ## take it away again, once the workspace's disk is gone; the bucket stays
+	@disks=$$(gcloud filestore instances list --project $(PROJECT) --filter='networks.network~flex-rl' --format='value(name)') && \
+	test -z "$$disks" || { echo "the workspace's disk is still there, and costs ($$disks): make fetch brings what you want to keep, then kubectl -n flex-rl delete pvc workspace and gcloud filestore instances delete NAME --location ZONE --project $(PROJECT)" >&2; exit 2; }
+	terraform -chdir=terraform apply -var project=$(PROJECT) -var deletion_protection=false -target=google_container_cluster.main $(ARGS)
+	-terraform -chdir=terraform state rm google_storage_bucket.workspace
+	-terraform -chdir=terraform state rm google_storage_bucket_iam_member.train
 	terraform -chdir=terraform destroy -var project=$(PROJECT) -var deletion_protection=false $(ARGS)
 
 kubeconfig: need-cloud  ## let kubectl and submit_sweep.py reach that cluster, and set it up for sweeps

@@ -142,7 +142,9 @@ def cancel(name: str, ledger: Ledger) -> None:
         return
     from flexrl.cluster import Cluster, connect
 
-    names = Cluster(connect()).cancel(name)
+    cluster = Cluster(connect())
+    cluster.check()
+    names = cluster.cancel(name)
     print(f"{name}: {', '.join(names) or 'nothing of it runs there'}{' deleted' if names else ''}")
 
 
@@ -154,7 +156,9 @@ def fetch(name: str, ledger: Ledger) -> None:
     from flexrl import fetching
     from flexrl.cluster import Cluster, connect
 
-    fetched, missing = fetching.fetch(name, ledger, Cluster(connect()))
+    cluster = Cluster(connect())
+    cluster.check()
+    fetched, missing = fetching.fetch(name, ledger, cluster)
     print(f"{name}: {len(fetched)} trials fetched into {ledger.trials}")
     if missing:
         raise Failed(f"{name}: did not come whole: {', '.join(missing)}; the same command tries them again")
@@ -176,10 +180,12 @@ def print_log(ledger: Ledger, start: str, attempt: int | None, follow: bool) -> 
     with path.open(encoding="utf-8", errors="replace") as log:
         while True:
             is_over = not follow or ledger.status(found[0]).attempts[number].end is not None
-            is_over |= ledger.ran_here and ledger.runner() is None  # its runner was killed
+            is_left = not is_over and ledger.runner() is None  # its runner was killed, or nobody follows the Job
             sys.stdout.write(log.read())
             sys.stdout.flush()
-            if is_over:
+            if is_left:
+                print(f"{found[0]}: nobody follows it here now; the command that submitted it goes on", file=sys.stderr)
+            if is_over or is_left:
                 return
             time.sleep(SECONDS_BETWEEN_LOOKS)
 

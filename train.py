@@ -19,7 +19,7 @@ from flexrl.motor_settings import MotorSettings
 from flexrl.policies import snapshot_files
 from flexrl.progress import Progress
 from flexrl.provenance import python
-from flexrl.training import TrainSettings, evaluate, find_parent, judged_by, make_training_world, make_video, rehearse
+from flexrl.training import TrainSettings, evaluate, find_parents, judged_by, make_training_world, make_video, rehearse
 from flexrl.warm_start import init_from
 from flexrl.worlds import closing
 
@@ -27,7 +27,7 @@ from flexrl.worlds import closing
 def main() -> None:
     settings, run = command_line.begin(TrainSettings, __doc__, rehearse)
     torch.set_num_threads(settings.torch_threads or machine.num_cores())
-    parent = find_parent(settings, run)
+    parents = find_parents(settings, run)
     with run, closing(make_training_world(settings)) as world:
         learner = make_learner(
             settings.learner,
@@ -37,8 +37,8 @@ def main() -> None:
             device=settings.device,
             replay_folder=run.folder / "replay",
         )
-        if parent is not None:
-            init_from(learner, parent, settings.world)
+        if parents is not None:
+            init_from(learner, parents, settings.world)
         best = resume(run, learner)
         if learner.num_steps >= settings.num_steps:
             print(f"{run.folder} is finished; to train on: --resume --set num_steps=... (more)", file=sys.stderr)

@@ -27,6 +27,9 @@ RIGHTS = (  # of the submitter, each a verb, an API group and a resource: k8s/ac
     ("get", "", "pods/log"),
     ("list", "", "resourcequotas"),
 )
+RIGHTS_TO_LOOK = tuple(right for right in RIGHTS if right[0] in ("get", "list", "watch"))
+COUNTED = ("pods", "count/pods", "configmaps", "count/configmaps", "count/jobs.batch")  # what a sweep needs one of at least
+FORBIDDEN = (401, 403)  # HTTP statuses
 PASSING = (429, 500, 502, 503, 504)  # HTTP statuses after which the same request may succeed
 NO_ANSWER = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
 REQUEST_TIMEOUT = (5.0, 30.0)  # s: to connect, to answer
@@ -80,12 +83,24 @@ class Cluster:
             self.sleep(pause)
             waited, wait = waited + pause, min(wait * 2, 20.0)
 
+    def look(self, ask: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        """What the server answers, as plain values; UserError if it does not let one look."""
+        try:
+            return self.tree(self.call(ask, *arguments, **options))
+        except ApiException as error:
+            if error.status in FORBIDDEN:
+                raise self._forbidden(error) from None
+            raise
+
+    def _forbidden(self, error: ApiException) -> UserError:
+        return UserError(f"namespace {self.namespace}: forbidden ({why_of(error)}); ask for the rights of k8s/access.yaml")
+
     def tree(self, answer: Any) -> dict[str, Any]:
         """An answer as plain values, by the names of the API."""
         return dict(self.api.sanitize_for_serialization(answer))
 
-    def check(self, jobs: Sequence[TrialJob]) -> None:
-        """UserError if the cluster cannot be reached, has no such namespace, forbids it, or could never fit a pod."""
+    def check(self, jobs: Sequence[TrialJob] = ()) -> None:
+        """UserError if the cluster cannot be reached, has no such namespace, forbids it, or could never fit a pod of `jobs`."""
         impatient = Cluster(self.api, self.namespace, min(self.patience, 10.0), self.sleep)
         try:
             impatient.call(self.core.read_namespaced_service_account, "flex-rl-train", self.namespace)
@@ -93,22 +108,20 @@ class Cluster:
             host = self.api.configuration.host
             raise UserError(f"{host}: {str(error).partition(';')[0]}; is it up? kubectl cluster-info says more") from None
         except ApiException as error:
-            if error.status in (401, 403):
-                raise UserError(
-                    f"namespace {self.namespace}: forbidden ({why_of(error)}); ask for the rights of k8s/access.yaml"
-                ) from None
+            if error.status in FORBIDDEN:
+                raise self._forbidden(error) from None
             if error.status == 404:
                 files = "k8s/namespace.yaml -f k8s/access.yaml"
                 raise UserError(
                     f"namespace {self.namespace}: is not set up ({why_of(error)}); kubectl apply -f {files}"
                 ) from None
             raise
-        self._check_rights()
+        self._check_rights(RIGHTS if jobs else RIGHTS_TO_LOOK)
         for job in jobs:
             self._check_quota(job)
 
-    def _check_rights(self) -> None:
-        for verb, group, resource in RIGHTS:
+    def _check_rights(self, rights: Sequence[tuple[str, str, str]]) -> None:
+        for verb, group, resource in rights:
             kind, _, part = resource.partition("/")
             asked = {"namespace": self.namespace, "verb": verb, "group": group, "resource": kind, "subresource": part}
             review = client.V1SelfSubjectAccessReview.from_dict({"spec": {"resourceAttributes": asked}})
@@ -119,13 +132,19 @@ class Cluster:
                 )
 
     def _check_quota(self, job: TrialJob) -> None:
-        wanted = job.container["resources"]
-        asked = {f"requests.{name}": quantity for name, quantity in {**wanted["requests"], **wanted["limits"]}.items()}
-        for quota in self.tree(self.call(self.core.list_namespaced_resource_quota, self.namespace)).get("items", []):
+        requests, limits = job.container["resources"]["requests"], job.container["resources"]["limits"]
+        asked = {**requests, **dict.fromkeys(COUNTED, "1"), **{f"limits.{name}": limit for name, limit in limits.items()}}
+        asked |= {f"requests.{name}": quantity for name, quantity in {**requests, **limits}.items()}
+        for quota in self.look(self.core.list_namespaced_resource_quota, self.namespace).get("items", []):
             for name, limit in quota.get("spec", {}).get("hard", {}).items():
                 if name in asked and _amount(asked[name]) > _amount(limit):
                     raise UserError(
                         f"resources: a trial wants {name} {asked[name]}, the quota of {self.namespace} allows {limit}"
+                    )
+                if name in ("limits.cpu", "limits.memory") and name not in asked:
+                    raise UserError(
+                        f"resources: the quota of {self.namespace} counts {name}, and so refuses a trial, which has none; "
+                        "take that line out of the quota, or add a LimitRange that gives pods one"
                     )
 
     def submit(self, jobs: Sequence[TrialJob]) -> list[str]:
@@ -134,7 +153,7 @@ class Cluster:
         UserError if another Job of this sweep still runs.
         """
         names, sweep = [job.name for job in jobs], jobs[0].job["metadata"]["labels"]["flex-rl/sweep"]
-        there = self.tree(self.call(self.batch.list_namespaced_job, self.namespace, label_selector=f"flex-rl/sweep={sweep}"))
+        there = self.look(self.batch.list_namespaced_job, self.namespace, label_selector=f"flex-rl/sweep={sweep}")
         for other in there.get("items", []):
             running = other["metadata"]["name"]
             if running not in names and other["metadata"]["labels"].get("flex-rl/sweep") == sweep and over(other) is None:
@@ -170,7 +189,7 @@ class Cluster:
     def has(self, job: TrialJob) -> bool:
         """Whether that very Job is there, over or not."""
         try:
-            found = self.tree(self.call(self.batch.read_namespaced_job, job.name, self.namespace))
+            found = self.look(self.batch.read_namespaced_job, job.name, self.namespace)
         except ApiException as error:
             if error.status == 404:
                 return False
@@ -178,20 +197,22 @@ class Cluster:
         return bool((found["metadata"].get("annotations") or {}).get(DIGEST) == job.job["metadata"]["annotations"][DIGEST])
 
     def cancel(self, sweep: str) -> list[str]:
-        """Ends all Jobs of a sweep, their pods included, and removes their trials; their names."""
+        """Ends all Jobs of a sweep, their pods included, and removes the trials of all its Jobs; the names of those Jobs."""
+        names = self._delete_all(self.batch.list_namespaced_job, self.batch.delete_namespaced_job, sweep)
+        self._delete_all(self.core.list_namespaced_config_map, self.core.delete_namespaced_config_map, sweep)
+        return names
+
+    def _delete_all(self, find: Callable[..., Any], delete: Callable[..., Any], sweep: str) -> list[str]:
         names = []
-        for job in self.tree(
-            self.call(self.batch.list_namespaced_job, self.namespace, label_selector=f"flex-rl/sweep={sweep}")
-        )["items"]:
-            name = job["metadata"]["name"]
-            if job["metadata"]["labels"].get("flex-rl/sweep") != sweep:
+        for found in self.look(find, self.namespace, label_selector=f"flex-rl/sweep={sweep}")["items"]:
+            name = found["metadata"]["name"]
+            if found["metadata"]["labels"].get("flex-rl/sweep") != sweep:
                 continue
-            for delete in (self.batch.delete_namespaced_job, self.core.delete_namespaced_config_map):
-                try:
-                    self.call(delete, name, self.namespace, propagation_policy="Background")
-                except ApiException as error:
-                    if error.status != 404:  # gone already
-                        raise
+            try:
+                self.look(delete, name, self.namespace, propagation_policy="Background")
+            except ApiException as error:
+                if error.status != 404:  # gone already
+                    raise
             names.append(name)
         return names
 

@@ -36,6 +36,7 @@ class Follower:
     # called after each look
     show: Callable[[], None] = lambda: None
     _statuses: dict[str, Status] = field(default_factory=dict)
+    _num_begun: dict[str, int] = field(default_factory=dict)  # of each trial's attempts, by the run's own lineage
     _is_interrupted: bool = False
 
     def run(self) -> str:
@@ -56,7 +57,7 @@ class Follower:
         raise KeyboardInterrupt
 
     def _follow(self) -> str:
-        self._statuses = {key: self.ledger.status(key) for job in self.jobs for key in job.trials}
+        self._read_ledger()
         while True:
             if self._is_interrupted:
                 raise KeyboardInterrupt
@@ -76,9 +77,15 @@ class Follower:
                 self._note_pod(pod)
                 self.show()
 
+    def _read_ledger(self) -> None:
+        self._statuses = {key: self.ledger.status(key) for job in self.jobs for key in job.trials}
+        for key, status in self._statuses.items():
+            runs = any(attempt.end is None for attempt in status.attempts)
+            self._num_begun[key] = len(self.ledger.resumed_at(key)) - runs
+
     def _read_job(self, name: str) -> dict[str, Any]:
         try:
-            return self.cluster.tree(self.cluster.call(self.cluster.batch.read_namespaced_job, name, self.cluster.namespace))
+            return self.cluster.look(self.cluster.batch.read_namespaced_job, name, self.cluster.namespace)
         except ApiException as error:
             if error.status == 404:
                 raise Failed(f"Job {name}: is gone; somebody deleted it; submit the sweep again") from None
@@ -90,9 +97,7 @@ class Follower:
         return f"{JOB_LABEL} in ({','.join(job.name for job in self.jobs)})"
 
     def _list_pods(self) -> dict[str, Any]:
-        return self.cluster.tree(
-            self.cluster.call(self.cluster.core.list_namespaced_pod, self.cluster.namespace, label_selector=self._selector)
-        )
+        return self.cluster.look(self.cluster.core.list_namespaced_pod, self.cluster.namespace, label_selector=self._selector)
 
     def _watch_pods(self, version: str | None) -> Iterator[dict[str, Any]]:
         """Pods as they change, for a while; a watch that breaks ends early, and the next look lists them all again."""
@@ -136,8 +141,21 @@ class Follower:
         disrupted = any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in pod["status"].get("conditions", []))
         attempt.how = "preempted" if disrupted and code != exit_codes.DONE else exit_codes.meaning_of(code).words
         attempt.counted = code != exit_codes.DONE and action_of(job.spec, code, disrupted) == "Count"
+        self._count_steps(key, attempt)
         self._keep_log(key, attempt, pod)
         self.ledger.set_status(key, status)
+
+    def _count_steps(self, key: str, attempt: Attempt) -> None:
+        """What an attempt that has ended did, and did again; nothing where the cluster's workspace is not this one (GKE)."""
+        attempts, begun = self._statuses[key].attempts, self.ledger.resumed_at(key)
+        before = next((a for a in reversed(attempts[: attempts.index(attempt)])), None)
+        attempt.to_step = self.ledger.step_of(key)
+        if len(begun) > self._num_begun.get(key, 0):
+            attempt.from_step, self._num_begun[key] = begun[-1], len(begun)
+            if before is not None:
+                before.lost_steps = max(before.to_step - attempt.from_step, 0)
+        elif before is not None:  # it did not come so far as to begin: what the one before has lost is still to be seen
+            attempt.to_step = before.to_step
 
     def _keep_log(self, key: str, attempt: Attempt, pod: Mapping[str, Any]) -> None:
         """What the pod printed, or, where it is gone, the end of it, which its status holds."""

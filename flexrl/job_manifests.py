@@ -237,7 +237,7 @@ def cpus(quantity: str) -> float:
 
 def num_bytes(quantity: str) -> float:
     """Bytes of a quantity of Kubernetes: 2Gi, 500M."""
-    digits = quantity.rstrip("kMGTPEi")
+    digits = quantity.rstrip("kKMGTPEi")
     return float(digits) * UNITS[quantity.removeprefix(digits)]
 
 

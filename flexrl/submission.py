@@ -68,6 +68,8 @@ def check_target(sweep: SweepSettings, asked: Submission) -> None:
         raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
     if asked.target != "local" and not asked.image:
         raise UserError(f"--image: {asked.target} needs one with a digest, as docker push or make load-image prints it")
+    if asked.target == "gke" and "@sha256:" not in str(asked.image):
+        raise UserError(f"--image {asked.image}: has no digest; write NAME@sha256:..., as docker push prints it")
     for key in ("stop", "search"):
         if getattr(sweep, key) is not None and asked.target != "local":
             raise UserError(f"{asked.path}: {key}: needs metrics while it runs, which --target local alone has; leave it away")
@@ -170,6 +172,7 @@ def catch_up(ledger: Ledger) -> None:
     if not noted:
         return
     cluster = Cluster(connect())
+    cluster.check()
     jobs = [job for job in noted if cluster.has(job)]
     if jobs:
         with ledger.locked():

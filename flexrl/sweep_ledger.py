@@ -115,8 +115,8 @@ class Ledger:
 
     @property
     def ran_here(self) -> bool:
-        """Whether no trial was ever given to a cluster."""
-        return all(entry.image is None for entry in self.entries().values())
+        """Whether the sweep was last submitted to this machine."""
+        return all(entry.image is None for entry in self.entries().values() if entry.is_current)
 
     def submit(self, sweep: SweepSettings, trials: Sequence[Trial], image: str | None) -> None:
         """Notes the trials as those of the sweep, and what each is to be run with."""

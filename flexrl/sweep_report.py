@@ -59,6 +59,10 @@ def points_of(sweep: SweepSettings, ledger: Ledger, is_told: bool = True) -> lis
     if is_told and not any(len(point.scores) for point in points):
         known = sorted({key for group in groups.values() for entry in group for key in ledger.last_line(entry.id)})
         close = nearest(sweep.metric, known)
+        if not known and not ledger.ran_here:
+            raise UserError(
+                f"{ledger.folder}: nothing of its trials is here yet; submit_sweep.py fetch {sweep.name} brings them"
+            )
         raise UserError(
             f"{ledger.folder}: no finished trial has the metric {sweep.metric}{close}; set `metric:` and submit again"
         )

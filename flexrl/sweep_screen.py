@@ -99,7 +99,8 @@ def print_status(ledger: Ledger) -> None:
             log = ledger.log_of(key, len(status.attempts) - 1)
             console.print(Text(f"{key}: {status.attempts[-1].how}: {last_words(ledger, key, status)} ({log})", "red"))
     counts = Counter(status.state for status in statuses.values())
-    running = "" if ledger.runner() else "; nothing runs here now"
+    left = "; nothing runs here now" if ledger.ran_here else "; nobody follows it now: the command that submitted it goes on"
+    running = "" if ledger.runner() else left
     told = ", ".join(f"{number} {state}" for state, number in counts.items())
     console.print(f"{len(entries)} trials: {told}{running if counts['running'] or counts['waiting'] else ''}", highlight=False)
 

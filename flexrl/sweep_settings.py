@@ -11,14 +11,15 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flexrl import config
-from flexrl.config import Settings
+from flexrl.config import Settings, UserError
 from flexrl.early_stopping import StopSettings
-from flexrl.yaml_values import Value, nearest
+from flexrl.yaml_values import Value, nearest, plain
 
 CORES = r"\d+(\.\d+)?m?"  # of Kubernetes
 BYTES = r"\d+(\.\d+)?([kMGT]|[KMGT]i)?"
 EVALUATED = ("return", "success", "length", "mean_speed", "terminated", "loss", "stochastic")
 METRICS = ("eval", "rollout", "train", "time", "reward", "world", "curriculum")  # what a metric's name begins with
+LONGEST_NAME = 40  # characters of a sweep's, so that a Job's, with its hash and a pod's number, stays below 63
 VerbName = Literal["train.py", "collect.py", "train_dt.py", "play.py"]
 
 
@@ -171,7 +172,7 @@ class SweepSettings(Settings):
     @field_validator("name")
     @classmethod
     def _can_name_a_job(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name):
+        if not (re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) and len(name) <= LONGEST_NAME):
             raise ValueError(f"expected up to 40 small letters, digits and '-', such as learning-rates, found {name!r}")
         return name
 
@@ -229,5 +230,14 @@ class SweepSettings(Settings):
 def load_sweep(path: Path) -> SweepSettings:
     """A sweep's YAML; its name is the file's, unless it says another."""
     layer = config.read(SweepSettings, path)
-    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40].strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
+    if len(name) > LONGEST_NAME and "name" not in layer:
+        raise UserError(
+            f"{path}: name: {name} has more than {LONGEST_NAME} characters, as a Job's may have; write a shorter name"
+        )
+    for kind in ("grid", "zip"):
+        if kind in layer and not plain(layer[kind]):
+            raise UserError(
+                f"{path}: {kind}: has no axis; write one, such as {{learner.learning_rate: [1e-3, 1e-4]}}, or leave it away"
+            )
     return config.settle(SweepSettings, [{"name": Value(name, str(path))}, layer], str(path))

@@ -44,7 +44,7 @@ class Verb:
 
 
 def _inputs_of_training(settings: TrainSettings) -> list[str]:
-    return [settings.init_from] if settings.init_from else []
+    return settings.parents
 
 
 def _inputs_of_collection(settings: CollectSettings) -> list[str]:
@@ -267,19 +267,29 @@ def input_digest(path: str) -> str:
 
 
 def rehearsals(trials: Sequence[Trial]) -> list[Trial]:
-    """As few trials as have every value of every axis at least once: what cannot be built shows in one of them."""
-    left = {(key, _show(value)) for trial in trials for key, value in trial.point.items()}
-    chosen = [trials[0]]
-    left -= set(_values(trials[0]))
-    while left:
-        best = max(trials, key=lambda trial: len(left & _values(trial)))
+    """As few trials as have every value of every axis at least once, and every two values that are no numbers together.
+
+    What cannot be built shows in one of them: a network of one axis may not fit the snapshot of another.
+    """
+    covered = {trial.id: _covered(trial) for trial in trials}
+    left = set().union(*covered.values())
+    chosen: list[Trial] = []
+    while left or not chosen:
+        best = max(trials, key=lambda trial: len(left & covered[trial.id]))
         chosen.append(best)
-        left -= _values(best)
+        left -= covered[best.id]
     return chosen
 
 
-def _values(trial: Trial) -> set[tuple[str, str]]:
-    return {(key, _show(value)) for key, value in trial.point.items()}
+def _covered(trial: Trial) -> set[tuple[str, ...]]:
+    """The values that are tried by trying this trial, and pairs of them."""
+    words = [(key, value) for key, value in trial.point.items() if not _is_number(value)]
+    pairs = {(key, _show(a), other, _show(b)) for (key, a), (other, b) in itertools.combinations(words, 2)}
+    return pairs | {(key, _show(value)) for key, value in trial.point.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def rehearse(sweep: SweepSettings, trials: Sequence[Trial], path: Path) -> None:

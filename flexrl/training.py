@@ -18,8 +18,8 @@ from flexrl.evaluation import Trail, metrics_of, run_episodes, summarise
 from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
 from flexrl.learners import Learner, make_idle_learner
 from flexrl.motor_settings import MotorSettings, TaskName, resolve_tasks
-from flexrl.policies import Snapshot, load_policy, open_snapshot, policy_of
-from flexrl.warm_start import init_from
+from flexrl.policies import load_policy, open_snapshot, policy_of
+from flexrl.warm_start import Parent, Parents, init_from
 from flexrl.worlds import WorldSettings, describe_space, evaluation_settings, make_world, normalise
 
 VIDEO_STEPS = 400  # control steps: 6 s of the humanoid
@@ -55,6 +55,8 @@ class TrainSettings(Settings):
     learner: LearnerSettings = SETTINGS["ppo"]()
     # a snapshot to begin with, such as workspace/pretrained/best; what it did not see (a goal) may be added; null: none
     init_from: str | None = None
+    # other snapshots whose network a skill of learner.apart begins with: {recover: workspace/get_up/latest}
+    init_apart: dict[str, str] = {}
     # running mean and variance of observations, and scale of returns
     normalize_observations: bool = True
     normalize_rewards: bool = True
@@ -85,7 +87,17 @@ class TrainSettings(Settings):
         elif self.evaluation.task is not None:
             raise ValueError("evaluation.task: only motor worlds have tasks; leave it away")
         check_fit(self.learner, self.world)
+        if self.init_apart and self.init_from is None:
+            raise ValueError("init_apart: the skills that are not apart need a network too; write init_from")
+        for skill in self.init_apart:
+            if skill not in getattr(self.learner, "apart", []):
+                raise ValueError(f"init_apart.{skill}: {skill} has no network apart; add it to learner.apart")
         return self
+
+    @property
+    def parents(self) -> list[str]:
+        """The snapshots that it begins with."""
+        return [*([self.init_from] if self.init_from else []), *self.init_apart.values()]
 
 
 def rehearse(settings: TrainSettings, is_new: bool) -> None:
@@ -114,7 +126,7 @@ def rehearse(settings: TrainSettings, is_new: bool) -> None:
         except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"learner: {settings.learner.name} cannot be built: {_one_line(error)}") from None
     if is_new and settings.init_from is not None:
-        try_on(settings, open_parent(settings.init_from))
+        try_on(settings, open_parents(settings))
 
 
 def make_small_learner(settings: TrainSettings, world: Any) -> Learner:
@@ -122,34 +134,41 @@ def make_small_learner(settings: TrainSettings, world: Any) -> Learner:
     return make_idle_learner(settings.learner, world, device=settings.device)
 
 
-def find_parent(settings: TrainSettings, run: runs.Run[TrainSettings]) -> Snapshot | None:
-    """The snapshot to begin with; None if there is none, or the run goes on from a state of its own."""
+def find_parents(settings: TrainSettings, run: runs.Run[TrainSettings]) -> Parents | None:
+    """What to begin with; None if there is nothing, or the run goes on from a state of its own."""
     if settings.init_from is None or snapshots.exists(run.latest):
         return None
-    parent = open_parent(settings.init_from)
-    run.add_parent(settings.init_from, parent.folder)
-    return parent
+    parents = open_parents(settings)
+    for parent in parents.all:
+        run.add_parent(str(parent.snapshot.folder), parent.snapshot.folder)
+    return parents
 
 
-def open_parent(path: str) -> Snapshot:
-    """The snapshot that `init_from` names."""
+def open_parents(settings: TrainSettings) -> Parents:
+    """The snapshots that `init_from` and `init_apart` name."""
+    assert settings.init_from is not None
+    apart = {skill: _open_parent(f"init_apart.{skill}", path) for skill, path in settings.init_apart.items()}
+    return Parents(_open_parent("init_from", settings.init_from), apart)
+
+
+def _open_parent(setting: str, path: str) -> Parent:
     try:
-        parent = open_snapshot(Path(path))
+        snapshot = open_snapshot(Path(path))
     except UserError as error:
-        raise UserError(f"init_from: {error}") from None
-    if parent.about["kind"] != "sb3":
+        raise UserError(f"{setting}: {error}") from None
+    if snapshot.about["kind"] != "sb3":
         raise UserError(
-            f"init_from: {path} learned from a dataset; train_dt.py goes on with it, train.py with what it made itself"
+            f"{setting}: {path} learned from a dataset; train_dt.py goes on with it, train.py with what it made itself"
         )
-    return parent
+    return Parent(f"{setting}: {path}", snapshot)
 
 
-def try_on(settings: TrainSettings, parent: Snapshot) -> None:
-    """UserError if the parent's policy does not fit a learner of these settings."""
+def try_on(settings: TrainSettings, parents: Parents) -> None:
+    """UserError if a parent's policy does not fit a learner of these settings."""
     small = settings.model_copy(update={"world": evaluation_settings(settings.world, 1)})
     with contextlib.closing(make_training_world(small)) as world, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
-        init_from(make_small_learner(small, world), parent, settings.world)
+        init_from(make_small_learner(small, world), parents, settings.world)
 
 
 def _one_line(error: Exception) -> str:

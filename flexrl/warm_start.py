@@ -1,6 +1,10 @@
-"""Begin a training from another run's policy, which may see less than the new one."""
+"""Begin a training from other runs' policies, which may see less than the new one."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,52 +14,116 @@ from flexrl import snapshots
 from flexrl.config import UserError
 from flexrl.learners import Learner
 from flexrl.motor_settings import MotorSettings
-from flexrl.networks import MotorActorCriticPolicy
+from flexrl.networks import OTHERS, MotorActorCriticPolicy
 from flexrl.policies import Snapshot
 
+EPSILON = 1e-8  # VecNormalize's
 
-def init_from(learner: Learner, parent: Snapshot, world: object) -> None:
-    """The parent's weights and normaliser into a fresh `learner` on a world of settings `world`.
 
-    Inputs that the parent did not have stand behind those that it had (a goal does), get zero weights, and so change
-    nothing at first: the learner acts and judges as the parent did, bit for bit, with each of its networks if it has
-    several. UserError if the two do not fit.
+@dataclass(frozen=True)
+class Parent:
+    """A snapshot that a training begins with."""
+
+    where: str  # the setting that names it, and its folder
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Parents:
+    """What a training begins with."""
+
+    shared: Parent
+    apart: Mapping[str, Parent]  # by the skill that has its network apart
+
+    @property
+    def all(self) -> list[Parent]:
+        """The one that is shared, and the others."""
+        return [self.shared, *self.apart.values()]
+
+
+def init_from(learner: Learner, parents: Parents, world: object) -> None:
+    """The parents' weights and normalisers into a fresh `learner` on a world of settings `world`.
+
+    Inputs that a parent did not have stand behind those that it had (a goal does), get zero weights, and so change
+    nothing at first: the learner acts and judges as its parent did, bit for bit, with each of its networks if it has
+    several. With parents apart, the normaliser is of all that they saw and each network's first layer is changed to what it
+    was for its parent's: it acts as its parent to the last digits of float32, and to what a body's left and right have
+    differed by in its parent's normaliser. UserError if they do not fit.
     """
-    where = f"init_from: {parent.folder}"
-    theirs = parent.settings.world
-    if not isinstance(world, MotorSettings) or not isinstance(theirs, MotorSettings):
-        raise UserError(f"{where}: only a policy of a motor world can be gone on with in a motor world")
-    for name in ("body", "observation", "action"):
-        if getattr(theirs, name) != getattr(world, name):
-            raise UserError(f"{where}: its {name} is {getattr(theirs, name)}, here it is {getattr(world, name)}")
-    if theirs.goal and (theirs.goal, theirs.task, list(theirs.skills)) != (world.goal, world.task, list(world.skills)):
-        raise UserError(
-            f"{where}: it sees another goal; only one that sees none, or the same of the same skills, can be gone on with"
-        )
-    if parent.settings.normalize_observations != (learner.normaliser is not None and learner.normaliser.norm_obs):
-        raise UserError(
-            f"{where}: its normalize_observations is {str(parent.settings.normalize_observations).lower()}; write the same"
-        )
-    their_apart, apart = (getattr(settings, "apart", []) for settings in (parent.settings.learner, learner.settings))
+    apart = getattr(learner.settings, "apart", [])
+    for parent in parents.all:
+        _check(learner, parent, world)
+    their_apart = _apart_of(parents.shared)
     if their_apart and their_apart != apart:
-        raise UserError(f"{where}: its learner.apart is {their_apart}, here it is {apart}; write what it has")
-    weights = snapshots.read_arrays(parent.folder / "policy.safetensors")
+        raise UserError(f"{parents.shared.where}: its learner.apart is {their_apart}, here it is {apart}; write what it has")
+    for parent in parents.apart.values():
+        if _apart_of(parent):
+            raise UserError(f"{parent.where}: it has networks apart itself; name a policy of one network")
+        if _goal_of(parent) != _goal_of(parents.shared):
+            raise UserError(f"{parent.where}: it sees another goal than {parents.shared.where}; they must see the same")
+    numbers = None if learner.normaliser is None else _Numbers.pooled([_Numbers.of(parent.snapshot) for parent in parents.all])
+    for_all = numbers if parents.apart else None
+    weights = _weights_of(parents.shared, learner, for_all)
+    for skill, parent in parents.apart.items():
+        own, which = _weights_of(parent, learner, for_all), apart.index(skill)
+        weights |= {name: array for name, array in own.items() if name.startswith(f"{OTHERS}{which}.")}
+        weights["log_std"][1 + which] = own["log_std"][1 + which]
+    fresh = learner.policy_arrays()
+    learner.model.policy.load_state_dict(
+        {name: torch.from_numpy(_widened(array, fresh[name])) for name, array in weights.items()}
+    )
+    if numbers is not None:
+        numbers.give_to(learner)
+
+
+def _weights_of(parent: Parent, learner: Learner, numbers: _Numbers | None) -> dict[str, NDArray[Any]]:
+    """A parent's weights as those of all of the learner's networks, for a normaliser of `numbers` (null: its own).
+
+    UserError if it is a network of another kind.
+    """
+    weights = snapshots.read_arrays(parent.snapshot.folder / "policy.safetensors")
+    if numbers is not None:
+        weights = _Numbers.of(parent.snapshot).translate(weights, numbers)
     if isinstance(learner.model.policy, MotorActorCriticPolicy):
         weights = learner.model.policy.split(weights)
     fresh = learner.policy_arrays()
     if set(weights) != set(fresh):
         raise UserError(
-            f"{where}: is a network of another kind; write the learner's name, policy and policy_kwargs that it has"
+            f"{parent.where}: is a network of another kind; write the learner's name, policy and policy_kwargs that it has"
         )
     for name, array in weights.items():
         if not _fits(array, fresh[name]):
             raise UserError(
-                f"{where}: its {name} is {array.shape}, here it is {fresh[name].shape}; write its policy_kwargs.net_arch"
+                f"{parent.where}: its {name} is {array.shape}, here it is {fresh[name].shape}; write its policy_kwargs.net_arch"
             )
-    learner.model.policy.load_state_dict(
-        {name: torch.from_numpy(_widened(array, fresh[name])) for name, array in weights.items()}
-    )
-    _take_statistics(learner, parent)
+    return weights
+
+
+def _check(learner: Learner, parent: Parent, world: object) -> None:
+    """UserError if a parent is of another world."""
+    theirs, settings = parent.snapshot.settings.world, parent.snapshot.settings
+    if not isinstance(world, MotorSettings) or not isinstance(theirs, MotorSettings):
+        raise UserError(f"{parent.where}: only a policy of a motor world can be gone on with in a motor world")
+    for name in ("body", "observation", "action"):
+        if getattr(theirs, name) != getattr(world, name):
+            raise UserError(f"{parent.where}: its {name} is {getattr(theirs, name)}, here it is {getattr(world, name)}")
+    if theirs.goal and (theirs.goal, theirs.task, list(theirs.skills)) != (world.goal, world.task, list(world.skills)):
+        raise UserError(
+            f"{parent.where}: it sees another goal; "
+            "only one that sees none, or the same of the same skills, can be gone on with"
+        )
+    if settings.normalize_observations != (learner.normaliser is not None and learner.normaliser.norm_obs):
+        raise UserError(
+            f"{parent.where}: its normalize_observations is {str(settings.normalize_observations).lower()}; write the same"
+        )
+
+
+def _goal_of(parent: Parent) -> list[str]:
+    return list(getattr(parent.snapshot.settings.world, "goal", []))
+
+
+def _apart_of(parent: Parent) -> list[str]:
+    return list(getattr(parent.snapshot.settings.learner, "apart", []))
 
 
 def _fits(array: NDArray[np.floating], fresh: NDArray[np.floating]) -> bool:
@@ -71,14 +139,56 @@ def _widened(array: NDArray[np.floating], fresh: NDArray[np.floating]) -> NDArra
     return np.concatenate([array, np.zeros((len(array), fresh.shape[1] - array.shape[1]), array.dtype)], axis=1)
 
 
-def _take_statistics(learner: Learner, parent: Snapshot) -> None:
-    """Mean and variance as after all that the parent saw; for the new inputs 0 and 1, which its next steps correct."""
-    normaliser = learner.normaliser
-    if normaliser is None:
-        return
-    arrays = snapshots.read_arrays(parent.folder / "normaliser.safetensors")
-    if normaliser.norm_obs:
-        known = len(arrays["mean"])
-        normaliser.obs_rms.mean[:known], normaliser.obs_rms.var[:known] = arrays["mean"], arrays["variance"]
-        normaliser.obs_rms.count = float(parent.about["num_steps"])
-    normaliser.ret_rms.var, normaliser.ret_rms.count = arrays["return_variance"], float(parent.about["num_steps"])
+@dataclass(frozen=True)
+class _Numbers:
+    """What a normaliser has counted."""
+
+    mean: NDArray[np.float64] | None  # of observations, (obs_dim,); None: they are not normalised
+    variance: NDArray[np.float64] | None
+    return_variance: NDArray[np.float64]  # ()
+    count: float  # steps
+
+    @classmethod
+    def of(cls, parent: Snapshot) -> _Numbers:
+        """A snapshot's."""
+        arrays = snapshots.read_arrays(parent.folder / "normaliser.safetensors")
+        return cls(arrays.get("mean"), arrays.get("variance"), arrays["return_variance"], float(parent.about["num_steps"]))
+
+    @classmethod
+    def pooled(cls, several: Sequence[_Numbers]) -> _Numbers:
+        """Of what several saw, each weighed alike; returns are the first's."""
+        first, count = several[0], sum(numbers.count for numbers in several)
+        means = np.array([numbers.mean for numbers in several if numbers.mean is not None])
+        variances = np.array([numbers.variance for numbers in several if numbers.variance is not None])
+        if len(several) == 1 or len(means) == 0:
+            return replace(first, count=count)
+        return cls(means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0), first.return_variance, count)
+
+    def translate(self, weights: Mapping[str, NDArray[Any]], other: _Numbers) -> dict[str, NDArray[Any]]:
+        """The weights of one network that saw observations and returns by these numbers, for those by `other`."""
+        result = dict(weights)
+        scale = np.sqrt((self.return_variance + EPSILON) / (other.return_variance + EPSILON))
+        for name in {"value_net.weight", "value_net.bias"} & set(weights):
+            result[name] = (weights[name] * scale).astype(weights[name].dtype)
+        if self.mean is None or self.variance is None or other.mean is None or other.variance is None:
+            return result
+        deviation = np.sqrt(self.variance + EPSILON)
+        stretch, shift = np.sqrt(other.variance + EPSILON) / deviation, (other.mean - self.mean) / deviation
+        for layer in ("mlp_extractor.policy_net.0", "mlp_extractor.value_net.0"):
+            if f"{layer}.weight" not in weights:
+                continue  # another kind of network, which is refused next
+            matrix = weights[f"{layer}.weight"].astype(np.float64)
+            result[f"{layer}.bias"] = (weights[f"{layer}.bias"] + matrix @ shift).astype(np.float32)
+            matrix *= stretch
+            result[f"{layer}.weight"] = matrix.astype(np.float32)
+        return result
+
+    def give_to(self, learner: Learner) -> None:
+        """As after all that the parents saw; for new inputs mean 0 and variance 1, which its next steps correct."""
+        normaliser = learner.normaliser
+        assert normaliser is not None
+        if normaliser.norm_obs and self.mean is not None and self.variance is not None:
+            known = len(self.mean)
+            normaliser.obs_rms.mean[:known], normaliser.obs_rms.var[:known] = self.mean, self.variance
+            normaliser.obs_rms.count = self.count
+        normaliser.ret_rms.var, normaliser.ret_rms.count = self.return_variance, self.count

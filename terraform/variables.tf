@@ -75,6 +75,10 @@ variable "gpu_pool" {
     condition     = contains([1, 2, 4, 8], var.gpu_pool.gpus_per_node)
     error_message = "gpus_per_node: 1, 2, 4 or 8."
   }
+  validation {
+    condition     = min(var.gpu_pool.max_nodes, var.gpu_pool.max_spot_nodes) >= 0 && max(var.gpu_pool.max_nodes, var.gpu_pool.max_spot_nodes) <= 1000
+    error_message = "max_nodes and max_spot_nodes: 0 to 1000."
+  }
 }
 
 variable "workspace_days" {
@@ -95,18 +99,30 @@ variable "dev_machine" {
     disk_gb      = optional(number, 200)
   })
   default = null
+  validation {
+    condition     = var.dev_machine == null || try(var.dev_machine.disk_gb >= 50 && var.dev_machine.disk_gb <= 65536, false)
+    error_message = "disk_gb: 50 to 65536; the image of drivers and CUDA takes 50."
+  }
 }
 
 variable "monthly_budget" {
   description = "Amount a month (in the billing account's currency) of which 50, 90 and 100 % are told by mail; null: none."
   type        = number
   default     = null
+  validation {
+    condition     = var.monthly_budget == null || try(var.monthly_budget > 0, false)
+    error_message = "An amount above 0, or null."
+  }
 }
 
 variable "billing_account" {
   description = "Id of the billing account; needed for monthly_budget."
   type        = string
   default     = null
+  validation {
+    condition     = var.billing_account == null || can(regex("^[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}$", var.billing_account))
+    error_message = "Three groups of six hexadecimal digits, such as 012345-6789AB-CDEF01."
+  }
 }
 
 variable "deletion_protection" {

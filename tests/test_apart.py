@@ -18,7 +18,7 @@ from flexrl.motor_settings import MotorSettings
 from flexrl.observations import action_mirror
 from flexrl.policies import load_policy, open_snapshot, snapshot_files
 from flexrl.training import TrainSettings
-from flexrl.warm_start import init_from
+from flexrl.warm_start import Parent, Parents, init_from
 from flexrl.worlds import make_world, normalise
 
 SKILLS = {"turn_left": 1, "turn_right": 1, "recover": 1}
@@ -63,6 +63,11 @@ def disturb(learner: Learner) -> None:
     with torch.no_grad():
         for parameter in learner.model.policy.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
+def parents(shared: Path, **apart: Path) -> Parents:
+    others = {skill: Parent(f"init_apart.{skill}: {path}", open_snapshot(path)) for skill, path in apart.items()}
+    return Parents(Parent(f"init_from: {shared}", open_snapshot(shared)), others)
 
 
 @pytest.mark.parametrize("policy", ["MirroredPolicy", "MlpPolicy"])
@@ -132,7 +137,7 @@ def test_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def settings_of(world: MotorSettings, **changes: Any) -> TrainSettings:
     kwargs = {"net_arch": {"pi": [16, 8], "vf": [12]}}
-    learner = SETTINGS["ppo"](policy="auto", n_steps=8, batch_size=16, n_epochs=2, policy_kwargs=kwargs, **changes)
+    learner = SETTINGS["ppo"](**({"policy": "auto", "n_steps": 8, "batch_size": 16, "policy_kwargs": kwargs} | changes))
     return TrainSettings(world=world, learner=learner)
 
 
@@ -153,7 +158,7 @@ def test_a_policy_of_one_network_goes_on_as_several(tmp_path: Path) -> None:
     parent.improve()
     snapshots.write(tmp_path / "parent", snapshot_files(parent, settings_of(unaware), {}))
     child = learner_on(WORLD, apart=["recover"])
-    init_from(child, open_snapshot(tmp_path / "parent"), WORLD)
+    init_from(child, parents(tmp_path / "parent"), WORLD)
     obs = np.random.default_rng(0).standard_normal((6, child.world.observation_space.shape[0])).astype(np.float32)
     known = parent.world.observation_space.shape[0]
     np.testing.assert_array_equal(act(child, obs), act(parent, obs[:, :known]))
@@ -163,11 +168,65 @@ def test_networks_of_one_skill_do_not_become_another_s(tmp_path: Path) -> None:
     parent = learner_on(WORLD, apart=["recover"])
     snapshots.write(tmp_path / "parent", snapshot_files(parent, settings_of(WORLD, apart=["recover"]), {}))
     with pytest.raises(UserError, match=r"its learner\.apart is \['recover'\], here it is \['turn_left'\]; write what it has"):
-        init_from(learner_on(WORLD, apart=["turn_left"]), open_snapshot(tmp_path / "parent"), WORLD)
+        init_from(learner_on(WORLD, apart=["turn_left"]), parents(tmp_path / "parent"), WORLD)
     child = learner_on(WORLD, apart=["recover"])
-    init_from(child, open_snapshot(tmp_path / "parent"), WORLD)
+    init_from(child, parents(tmp_path / "parent"), WORLD)
     for key, value in parent.policy_arrays().items():
         np.testing.assert_array_equal(child.policy_arrays()[key], value, err_msg=key)
+
+
+def test_networks_of_several_policies_become_one_policy_s(tmp_path: Path) -> None:
+    """Each answers and judges its skills as it did, whatever normaliser it was trained with."""
+    made: dict[str, Learner] = {}
+    for i, name in enumerate(("feet", "up")):
+        made[name] = learner_on(WORLD, policy="MlpPolicy")
+        made[name].improve()
+        disturb(made[name])
+        normaliser: Any = made[name].normaliser
+        batch = made[name].world.unwrapped.batch  # type: ignore[attr-defined]
+        columns = batch.observation.first_column("one_hot") + np.arange(len(SKILLS))
+        rng = np.random.default_rng(i)
+        normaliser.obs_rms.mean = rng.normal(size=batch.observation.size)
+        normaliser.obs_rms.mean[columns] = 0.5
+        normaliser.obs_rms.var = 0.2 + rng.uniform(size=batch.observation.size)
+        normaliser.ret_rms.var = np.float64(1.0 + 3 * i)
+        files = snapshot_files(made[name], settings_of(WORLD, policy="MlpPolicy"), {})
+        snapshots.write(tmp_path / name, files)
+    child = learner_on(WORLD, policy="MlpPolicy", apart=["recover"])
+    init_from(child, parents(tmp_path / "feet", recover=tmp_path / "up"), WORLD)
+    raw = np.random.default_rng(5).normal(size=(6, child.world.observation_space.shape[0])).astype(np.float32)  # type: ignore[index]
+    for index, skill in enumerate(SKILLS):
+        raw[:, columns] = np.eye(3)[index]
+        parent = made["up" if skill == "recover" else "feet"]
+        answers, values = [], []
+        for learner in (child, parent):
+            normal: Any = learner.normaliser.normalize_obs(raw)  # type: ignore[union-attr]
+            answers.append(act(learner, normal))
+            scale = np.sqrt(learner.normaliser.ret_rms.var).item()  # type: ignore[union-attr]
+            values.append(learner.model.policy.predict_values(torch.as_tensor(normal)).detach() * scale)  # type: ignore[operator]
+        np.testing.assert_allclose(*answers, atol=1e-4)
+        torch.testing.assert_close(*values, atol=1e-3, rtol=1e-3)
+    np.testing.assert_array_equal(child.policy_arrays()["log_std"], [m.policy_arrays()["log_std"] for m in made.values()])
+    unaware = WORLD.model_copy(update={"goal": []})
+    blind, two = learner_on(unaware, policy="MlpPolicy"), settings_of(WORLD, policy="MlpPolicy", apart=["recover"])
+    snapshots.write(tmp_path / "blind", snapshot_files(blind, settings_of(unaware, policy="MlpPolicy"), {}))
+    snapshots.write(tmp_path / "two", snapshot_files(child, two, {}))
+    with pytest.raises(UserError, match=r"init_apart.recover: .*up: it sees another goal than init_from: .*blind; they must"):
+        init_from(child, parents(tmp_path / "blind", recover=tmp_path / "up"), WORLD)
+    with pytest.raises(UserError, match=r"it has networks apart itself; name a policy of one network"):
+        init_from(child, parents(tmp_path / "feet", recover=tmp_path / "two"), WORLD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["init_apart.recover=x"], "init_apart: the skills that are not apart need a network too; write init_from"),
+        (["init_apart.recover=x", "init_from=y"], r"init_apart.recover: recover has no network apart; add it to learner.apart"),
+    ],
+)
+def test_a_network_to_begin_with_needs_a_place(changes: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        config.load(TrainSettings, None, changes)
 
 
 @pytest.mark.parametrize(

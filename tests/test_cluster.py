@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from toy_cluster import ToyCluster
 from flexrl import job_manifests, runs, snapshots
 from flexrl.config import UserError
 from flexrl.fetching import fetch
-from flexrl.follower import Follower, indexes
+from flexrl.follower import INDEX_LABEL, JOB_LABEL, Follower, indexes
 from flexrl.sweep_ledger import Ledger
 from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import Trial
@@ -131,6 +132,38 @@ def test_a_pod_that_vanishes_leaves_what_was_seen_of_it(tmp_path: Path) -> None:
     assert ledger.log_of(trials[0], 0).read_text() == "begins\n(the pod vanished; what it printed after this is lost)\n"
 
 
+def test_steps_that_are_done_again_are_counted(tmp_path: Path) -> None:
+    """By the runs' own lineage, where the cluster's workspace is this one, as on Kind."""
+    jobs, [key], ledger = a_sweep(tmp_path, 1)
+    run = ledger.trials / key
+    run.mkdir(parents=True)
+
+    def did(step: int, *began: int) -> None:
+        (run / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        (run / "lineage.json").write_text(json.dumps({"attempts": [{"from_step": step} for step in began]}))
+
+    def pod(number: int, phase: str, code: int = 0) -> dict[str, Any]:
+        labels = {JOB_LABEL: jobs[0].name, INDEX_LABEL: "0"}
+        ended = [{"state": {"terminated": {"exitCode": code}}}] if phase != "Running" else []
+        status = {"phase": phase, "containerStatuses": ended, "conditions": [{"type": "DisruptionTarget", "status": "True"}]}
+        return {"metadata": {"name": f"pod-{number}", "labels": labels}, "status": status}
+
+    with ToyCluster(lambda index, number: 0) as toy:
+        follower = Follower(toy.client(), jobs, ledger)
+        follower._read_ledger()
+        follower._note_pod(pod(0, "Running"))
+        did(900, 0)
+        follower._note_pod(pod(0, "Failed", 137))
+        follower._note_pod(pod(1, "Running"))
+        follower._note_pod(pod(1, "Failed", 137))  # taken away before it began
+        follower._note_pod(pod(2, "Running"))
+        did(2000, 0, 500)
+        follower._note_pod(pod(2, "Succeeded"))
+    attempts = ledger.status(key).attempts
+    assert [(a.from_step, a.to_step, a.lost_steps) for a in attempts] == [(0, 900, 0), (0, 900, 400), (500, 2000, 0)]
+    assert ledger.status(key).lost_steps == 400
+
+
 def test_another_sweep_of_the_name_waits_for_the_first(tmp_path: Path) -> None:
     jobs, _, _ = a_sweep(tmp_path, 2)
     others, _, _ = a_sweep(tmp_path, 3)
@@ -154,6 +187,17 @@ def test_what_is_wrong_with_a_cluster_is_one_line(tmp_path: Path) -> None:
         toy.objects["resourcequotas", "q"] = quota
         with pytest.raises(UserError, match=r"a trial wants requests.cpu 8, the quota of flex-rl allows 4000m"):
             cluster.check(jobs)
+        for name, limit, line in (
+            ("cpu", "4", r"wants cpu 8, the quota of flex-rl allows 4"),
+            ("memory", "500000Ki", r"wants memory 4Gi, .* allows 500000Ki"),
+            ("limits.memory", "1Gi", r"wants limits.memory 4Gi, .* allows 1Gi"),
+            ("pods", "0", r"wants pods 1, .* allows 0"),
+            ("count/jobs.batch", "0", r"wants count/jobs.batch 1, .* allows 0"),
+            ("limits.cpu", "100", r"the quota of flex-rl counts limits.cpu, and so refuses a trial, which has none"),
+        ):
+            quota["spec"] = {"hard": {name: limit}}
+            with pytest.raises(UserError, match=line):
+                cluster.check(jobs)
         toy.allowed = False
         with pytest.raises(UserError, match=r"you may not create jobs; ask for the rights of k8s/access.yaml"):
             cluster.check(jobs)
@@ -163,6 +207,10 @@ def test_what_is_wrong_with_a_cluster_is_one_line(tmp_path: Path) -> None:
         toy.faults = {toy.num_requests + 1: 403}
         with pytest.raises(UserError, match=r"namespace flex-rl: forbidden \(not now\)"):
             cluster.check(jobs)
+        for ask in (lambda: cluster.has(jobs[0]), lambda: cluster.cancel("tiny"), lambda: cluster.submit(jobs)):
+            toy.faults = {toy.num_requests + 1: 401}
+            with pytest.raises(UserError, match=r"namespace flex-rl: forbidden \(not now\)"):
+                ask()
     with pytest.raises(UserError, match=r"127.0.0.1.*does not answer .*; is it up\?"):
         toy.client().check(jobs)
 

@@ -139,6 +139,16 @@ def test_few_rehearsals_have_every_value_once(tmp_path: Path) -> None:
         assert {t.point[key] for t in chosen} == set(values)
 
 
+def test_what_is_no_number_is_rehearsed_in_pairs(tmp_path: Path) -> None:
+    """A network may not fit the snapshot that another axis begins with."""
+    grid = {"learner.policy_kwargs.net_arch": [[8], [16]], "video": [True, False], "learner.gamma": [0.9, 0.95, 0.99]}
+    trials = trials_of(written(tmp_path, grid=grid))
+    chosen = rehearsals(trials)
+    pairs = {(str(t.point["learner.policy_kwargs.net_arch"]), t.point["video"]) for t in chosen}
+    assert len(chosen) == len(pairs) == 4
+    assert {t.point["learner.gamma"] for t in chosen} == {0.9, 0.95, 0.99}
+
+
 def test_what_chooses_comes_first_and_nothing_is_lost(tmp_path: Path) -> None:
     changes = {"set": {"world": TINY["set"]["world"]}, "grid": None, "seeds": 1}
     zipped = {"learner.learning_rate": [1e-3, 2e-3], "learner.name": ["sac", "tqc"]}

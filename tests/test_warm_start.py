@@ -13,11 +13,15 @@ from flexrl.config import UserError
 from flexrl.learners import Learner, make_learner
 from flexrl.policies import Snapshot, open_snapshot, snapshot_files
 from flexrl.training import TrainSettings
-from flexrl.warm_start import init_from
+from flexrl.warm_start import Parent, Parents, init_from
 from flexrl.worlds import make_world, normalise
 
 UNAWARE = ["world.task=mixed", "world.num_envs=8", "learner.n_steps=8", "learner.batch_size=32", "world.num_threads=1"]
 AWARE = [*UNAWARE, "world.goal=[one_hot, command]"]
+
+
+def alone(parent: Snapshot) -> Parents:
+    return Parents(Parent(f"init_from: {parent.folder}", parent), {})
 
 
 def learner_of(settings: TrainSettings) -> Learner:
@@ -39,9 +43,9 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 def test_step_zero_acts_and_judges_exactly_as_before(parent: Snapshot) -> None:
     settings = config.load(TrainSettings, None, AWARE)
     learner = learner_of(settings)
-    init_from(learner, parent, settings.world)
+    init_from(learner, alone(parent), settings.world)
     before = learner_of(config.load(TrainSettings, None, UNAWARE))
-    init_from(before, parent, before.world.unwrapped.batch.settings)  # type: ignore[attr-defined]
+    init_from(before, alone(parent), before.world.unwrapped.batch.settings)  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     known = before.world.observation_space.shape[0]  # type: ignore[index]
     obs = rng.standard_normal((50, learner.world.observation_space.shape[0])).astype(np.float32)  # type: ignore[index]
@@ -75,5 +79,5 @@ def test_what_does_not_fit_is_refused_in_one_line(parent: Snapshot, changes: lis
     base = AWARE if "gymnasium" not in changes[0] else AWARE[2:4]
     settings = config.load(TrainSettings, None, [*base, *changes])
     with pytest.raises(UserError, match=words) as caught:
-        init_from(learner_of(settings), parent, settings.world)
+        init_from(learner_of(settings), alone(parent), settings.world)
     assert "\n" not in str(caught.value)
