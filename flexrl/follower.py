@@ -81,7 +81,7 @@ class Follower:
         self._statuses = {key: self.ledger.status(key) for job in self.jobs for key in job.trials}
         for key, status in self._statuses.items():
             runs = any(attempt.end is None for attempt in status.attempts)
-            self._num_begun[key] = len(self.ledger.resumed_at(key)) - runs
+            self._num_begun[key] = max(len(self.ledger.resumed_at(key)) - runs, 0)
 
     def _read_job(self, name: str) -> dict[str, Any]:
         try:
