@@ -148,7 +148,8 @@ class Follower:
     def _count_steps(self, key: str, attempt: Attempt) -> None:
         """What an attempt that has ended did, and did again; nothing where the cluster's workspace is not this one (GKE)."""
         attempts, begun = self._statuses[key].attempts, self.ledger.resumed_at(key)
-        before = next((a for a in reversed(attempts[: attempts.index(attempt)])), None)
+        number = attempts.index(attempt)
+        before = attempts[number - 1] if number else None
         attempt.to_step = self.ledger.step_of(key)
         if len(begun) > self._num_begun.get(key, 0):
             attempt.from_step, self._num_begun[key] = begun[-1], len(begun)

@@ -287,6 +287,7 @@ class MotorBatch:
     def begin_skill(self, i: int, skill: int) -> None:
         """Simulation i goes on with another skill (an index), in the middle of its episode."""
         self.steps_before[i] = self.num_steps[i]
+        self.asked.pose[i] = -1  # where its part was too short to count
         self.asked.begin_skill(i, skill, self.rngs[i], float(self.num_steps[i] * self.physics.dt))
         if self.measures is not None:
             self.measures.begin(np.array([i]), self.position[[i]], SETTLING)

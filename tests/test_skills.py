@@ -475,6 +475,10 @@ def test_postures_that_nobody_got_up_from_come_more_often() -> None:
         np.testing.assert_array_equal(batch.asked.pose, -1)  # an episode is counted once
     np.testing.assert_allclose(counts / counts.sum(), np.array([0.25, 0.25, 1.25, 0.25]) / 2, atol=0.05)
     batch.reset(np.arange(8))
+    lies = int(np.argmax(batch.asked.pose >= 0))
+    batch.begin_skill(lies, 1)  # its part at getting up was not counted; the next one is no posture's
+    batch.ended(lies, False)
+    assert batch.asked.pose[lies] == -1
     other = MotorBatch(settings, seed=0)
     other.set_state(batch.get_state())
     for one in (batch, other):
@@ -495,3 +499,21 @@ def test_postures_that_nobody_got_up_from_come_more_often() -> None:
     batch.seed(1)
     assert not any(poses.levels.any() for poses in batch.asked._poses.values())
     assert evaluation_settings(settings, 4).pose_levels is None
+
+
+def test_getting_up_may_end_once_it_is_decided() -> None:
+    settings = MotorSettings(task="recover", num_envs=6, num_threads=1, end_upright=1.0)
+    batch = MotorBatch(settings, seed=0)
+    batch.reset(np.arange(6))
+    assert batch.measures is not None
+    # s: in time and long enough; not long enough; too late; late but not yet a second; lying for good; upright once more, late
+    batch.measures.elapsed[:] = [2.5, 2.5, 4.2, 3.9, 4.1, 4.1]
+    batch.measures.upright_for[:] = [1.1, 0.5, 1.1, 0.0, 0.0, 0.2]
+    fell = np.zeros(6, bool)
+    np.testing.assert_array_equal(batch._decided(batch.measures), [True, False, True, False, True, True])
+    np.testing.assert_array_equal(batch.success(fell), [True, False, False, False, False, False])
+    batch.measures.upright_at[:] = 2.0  # by the whole rule, which evaluations have
+    whole = MotorBatch(evaluation_settings(settings, 6), seed=0)
+    whole.measures = batch.measures
+    assert not whole._decided(batch.measures).any()
+    assert whole.success(fell).all()
