@@ -718,3 +718,18 @@ def test_what_was_done_and_is_gone_is_run_again(tmp_path: Path) -> None:
     again = submit(path, tmp_path / "w")
     assert again.returncode == 0, again.stderr
     assert ledger.status(key).result == ledger.result_of(key) == before
+
+
+def test_no_axis_long_names_and_tags_are_told(tmp_path: Path) -> None:
+    empty, long = tmp_path / "empty.yaml", tmp_path / f"{'a' * 41}.yaml"
+    empty.write_text("grid: {}\n")
+    long.write_text("grid: {learner.gamma: [0.9]}\n")
+    with pytest.raises(UserError, match=r"empty.yaml: grid: has no axis; write one, such as"):
+        load_sweep(empty)
+    with pytest.raises(UserError, match=r"name: a{41} has more than 40 characters, as a Job's may have; write a shorter name"):
+        load_sweep(long)
+    long.write_text("name: short\ngrid: {learner.gamma: [0.9]}\n")
+    assert load_sweep(long).name == "short"
+    tagged = submit(long, tmp_path, "--target", "gke", "--image", "repo/flex-rl:sha256-abcdef012345", "--plan")
+    line = "--image repo/flex-rl:sha256-abcdef012345: has no digest; write NAME@sha256:..., as docker push prints it\n"
+    assert (tagged.returncode, tagged.stderr) == (2, line)
