@@ -12,7 +12,7 @@ ROOM    = 20  # GB that images and a cluster take
 GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
 .DEFAULT_GOAL := help
-.PHONY: help train play collect test check format tensorboard bench sweep status logs fetch need-name need-kubectl need-docker need-cluster build-dev shell \
+.PHONY: help train play collect test check format tensorboard bench sweep status logs fetch need-name need-kubectl need-docker need-room need-cluster build-dev shell \
         build-runtime cluster-up load-image cluster-down need-cloud cloud-plan cloud-up cloud-down kubeconfig clean
 
 help:  ## print this
@@ -90,10 +90,12 @@ need-cluster:
 	command -v docker >/dev/null || { missing=2; echo "docker is not installed: apt install docker.io, or https://docs.docker.com/engine/install/"; }; \
 	command -v kind >/dev/null || { missing=2; echo "kind is not installed: go install sigs.k8s.io/kind@latest, or brew install kind"; }; \
 	command -v kubectl >/dev/null || { missing=2; echo "kubectl is not installed: snap install kubectl --classic, or brew install kubectl"; }; \
-	free=$$(df --output=avail -BG . | tail -n 1 | tr -dc 0-9); \
-	test $$free -ge $(ROOM) || { missing=2; echo "$$free GB are free here, images and a cluster take $(ROOM): docker system prune makes room"; }; \
 	exit $$missing >&2
 	@$(MAKE) --no-print-directory need-docker
+
+need-room:
+	@free=$$(df --output=avail -BG . | tail -n 1 | tr -dc 0-9); \
+	test $$free -ge $(ROOM) || { echo "$$free GB are free here, images and a cluster take $(ROOM): docker system prune makes room" >&2; exit 2; }
 
 build-dev: need-docker  ## build the development image
 	docker build --target dev --tag $(IMAGE):dev --file docker/Dockerfile .
@@ -104,12 +106,12 @@ shell: build-dev  ## a shell in the development image, with this folder mounted 
 build-runtime: need-docker  ## build the image that clusters run (TORCH_INDEX=URL: torch from there, such as its wheels for CPUs)
 	docker build --target runtime --build-arg COMMIT="$(shell git rev-parse HEAD)" --build-arg TORCH_INDEX="$(TORCH_INDEX)" --tag $(IMAGE) --file docker/Dockerfile .
 
-cluster-up: need-cluster  ## a Kind cluster on this machine, its workspace being this folder's
+cluster-up: need-room need-cluster  ## a Kind cluster on this machine, its workspace being this folder's
 	mkdir -p workspace
 	kind create cluster --name flex-rl --config k8s/kind_cluster.yaml
 	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml -f k8s/workspace_kind.yaml
 
-load-image: need-cluster build-runtime  ## bring the runtime image into the Kind cluster, for make sweep TARGET=kind
+load-image: need-room need-cluster build-runtime  ## bring the runtime image into the Kind cluster, for make sweep TARGET=kind
 	@id=$$(docker image inspect --format '{{.Id}}' $(IMAGE) | cut -c8-31); \
 	docker tag $(IMAGE) $(IMAGE):sha256-$$id && kind load docker-image $(IMAGE):sha256-$$id --name flex-rl && \
 	echo $(IMAGE):sha256-$$id > workspace/.kind_image && echo "submit with: make sweep TARGET=kind, or --target kind --image $(IMAGE):sha256-$$id"
