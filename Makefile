@@ -6,14 +6,15 @@ MODEL  ?= examples/pretrained/humanoid_skills
 IMAGE  ?= flex-rl
 SWEEP  ?= examples/half_cheetah_sweep.yaml
 TARGET ?= local
-# of a sweep on a cluster: IMAGE=... with its digest, or what `make load-image` loaded last
-DIGEST  = $(if $(filter-out flex-rl,$(IMAGE)),$(IMAGE),$(shell cat workspace/.kind_image 2>/dev/null))
+# of a sweep on a cluster: IMAGE=... with its digest, or what `make load-image` (kind) or `make push-image` (gke) brought there last
+DIGEST  = $(if $(filter-out flex-rl,$(IMAGE)),$(IMAGE),$(shell cat workspace/.$(TARGET)_image 2>/dev/null))
+OUTPUT  = terraform -chdir=terraform output -raw
 ROOM    = 20  # GB that images and a cluster take
 GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
 .DEFAULT_GOAL := help
 .PHONY: help train play collect test check format tensorboard bench sweep status logs fetch need-name need-kubectl need-docker need-room need-cluster build-dev shell \
-        build-runtime cluster-up load-image cluster-down need-cloud cloud-plan cloud-up cloud-down kubeconfig clean
+        build-runtime cluster-up load-image cluster-down push-image archive need-image need-cloud cloud-plan cloud-up cloud-down kubeconfig clean
 
 help:  ## print this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -49,7 +50,7 @@ ifeq ($(TARGET),local)
 	$(RUN) -m tensorboard.main --logdir workspace --host 127.0.0.1
 else
 	@$(MAKE) --no-print-directory need-kubectl
-	@test -n "$(DIGEST)" || { echo "which image? make load-image first, or IMAGE=NAME@sha256:..." >&2; exit 2; }
+	@$(MAKE) --no-print-directory need-image
 	kubectl apply -f k8s/tensorboard.yaml
 	kubectl -n flex-rl set image deployment/tensorboard tensorboard=$(DIGEST)
 	kubectl -n flex-rl rollout status deployment/tensorboard --timeout=300s
@@ -75,6 +76,9 @@ logs: need-name $(VENV)/.installed  ## what a trial printed (NAME=half-cheetah-s
 
 fetch: need-name $(VENV)/.installed  ## bring what a sweep on GKE came to into workspace/ (NAME=half-cheetah-sweep)
 	$(RUN) submit_sweep.py fetch $(NAME)
+
+need-image:
+	@test -n "$(DIGEST)" || { echo "which image? make load-image (TARGET=kind) or make push-image (TARGET=gke) first, or IMAGE=NAME@sha256:..." >&2; exit 2; }
 
 need-docker:
 	@command -v docker >/dev/null || { echo "docker is not installed: https://docs.docker.com/engine/install/" >&2; exit 2; }
@@ -136,7 +140,7 @@ cloud-up: need-cloud  ## build it: cluster, pools from zero machines, bucket, re
 
 cloud-down: need-cloud  ## take it away again, once the workspace's disk is gone; the bucket stays
 	@disks=$$(gcloud filestore instances list --project $(PROJECT) --filter='networks.network~flex-rl' --format='value(name)') && \
-	test -z "$$disks" || { echo "the workspace's disk is still there, and costs ($$disks): make fetch brings what you want to keep, then kubectl -n flex-rl delete pvc workspace and gcloud filestore instances delete NAME --location ZONE --project $(PROJECT)" >&2; exit 2; }
+	test -z "$$disks" || { echo "the workspace's disk is still there, and costs ($$disks): make archive copies what it holds into the bucket, then kubectl -n flex-rl delete pvc workspace and gcloud filestore instances delete NAME --location ZONE --project $(PROJECT)" >&2; exit 2; }
 	terraform -chdir=terraform apply -var project=$(PROJECT) -var deletion_protection=false -target=google_container_cluster.main $(ARGS)
 	-terraform -chdir=terraform state rm google_storage_bucket.workspace
 	-terraform -chdir=terraform state rm google_storage_bucket_iam_member.train
@@ -144,8 +148,26 @@ cloud-down: need-cloud  ## take it away again, once the workspace's disk is gone
 
 kubeconfig: need-cloud  ## let kubectl and submit_sweep.py reach that cluster, and set it up for sweeps
 	gcloud container clusters get-credentials $$(terraform -chdir=terraform output -json cluster | $(PYTHON) -c 'import json, sys; c = json.load(sys.stdin); print(c["name"], "--location", c["location"], "--project", c["project"])')
-	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml -f k8s/workspace_gke.yaml
-	kubectl -n flex-rl annotate --overwrite serviceaccount flex-rl-train iam.gke.io/gcp-service-account=$$(terraform -chdir=terraform output -raw train_service_account)
+	@mkdir -p workspace && kubectl config current-context > workspace/.gke_context
+	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml
+	$(OUTPUT) workspace | kubectl apply -f -
+	kubectl -n flex-rl annotate --overwrite serviceaccount flex-rl-train iam.gke.io/gcp-service-account=$$($(OUTPUT) train_service_account)
+
+push-image: build-runtime need-cloud  ## bring the runtime image into that project's registry, for make sweep TARGET=gke
+	@name=$$($(OUTPUT) repository)/flex-rl; tag=sha256-$$(docker image inspect --format '{{.Id}}' $(IMAGE) | cut -c8-31); \
+	gcloud auth configure-docker --quiet $${name%%/*} && docker tag $(IMAGE) $$name:$$tag && \
+	{ docker manifest inspect $$name:$$tag >/dev/null 2>&1 || docker push $$name:$$tag; } && docker pull --quiet $$name:$$tag >/dev/null && \
+	docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' $$name:$$tag | grep "^$$name@" > workspace/.gke_image && \
+	echo "submit with: make sweep TARGET=gke, or --target gke --image $$(cat workspace/.gke_image)"
+
+archive: TARGET = gke
+archive: need-cloud  ## copy the cluster's workspace into the bucket, now and every night (as cloud-down takes its disk away)
+	@$(MAKE) --no-print-directory TARGET=gke need-image
+	$(OUTPUT) archive | kubectl apply -f -
+	kubectl -n flex-rl set image cronjob/archive archive=$(DIGEST)
+	kubectl -n flex-rl delete job archive-now --ignore-not-found
+	kubectl -n flex-rl create job archive-now --from=cronjob/archive
+	kubectl -n flex-rl wait --for=condition=complete job/archive-now --timeout=4h
 
 clean:  ## remove the environment and caches, never workspace/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

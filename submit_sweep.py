@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 from flexrl import command_line, exit_codes, trial
 from flexrl.config import UserError
-from flexrl.runs import Failed
 from flexrl.yaml_values import nearest
 
 if TYPE_CHECKING:
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from flexrl.sweep_settings import SweepSettings
 
 FEW_SEEDS = 5
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LOOKS = 0.5  # at a file
+SECONDS_BETWEEN_CALLS = 5.0  # to a cluster
 ASK_ABOUT = ("status", "logs", "report", "fetch", "cancel")
 
 
@@ -117,10 +117,11 @@ def ask() -> None:
     ledger = Ledger(arguments.workspace / "sweeps" / arguments.name)
     sweep = ledger.read_sweep()
     if arguments.verb == "status":
+        notes = look(ledger)
         if arguments.json:
             print(to_json([asdict(entry) | asdict(ledger.status(entry.id)) for entry in ledger.entries().values()]))
         else:
-            sweep_screen.print_status(ledger)
+            sweep_screen.print_status(ledger, notes)
     elif arguments.verb == "logs":
         print_log(ledger, arguments.trial, arguments.attempt, arguments.follow)
     elif arguments.verb == "cancel":
@@ -129,6 +130,15 @@ def ask() -> None:
         fetch(sweep.name, ledger)
     else:
         report(sweep, ledger, arguments.json)
+
+
+def look(ledger: Ledger) -> list[str] | None:
+    """What is in the way of trials on a cluster, where nobody follows them; null of what runs here, or is followed."""
+    if ledger.ran_here or not ledger.jobs() or ledger.runner() is not None:
+        return None
+    from flexrl import on_cluster
+
+    return on_cluster.look(ledger)
 
 
 def cancel(name: str, ledger: Ledger) -> None:
@@ -140,11 +150,9 @@ def cancel(name: str, ledger: Ledger) -> None:
         os.kill(process, signal.SIGTERM)
         print(f"{name}: asked process {process} to stop; its trials save and leave")
         return
-    from flexrl.cluster import Cluster, connect
+    from flexrl import on_cluster
 
-    cluster = Cluster(connect())
-    cluster.check()
-    names = cluster.cancel(name)
+    names = on_cluster.cancel(name, ledger)
     print(f"{name}: {', '.join(names) or 'nothing of it runs there'}{' deleted' if names else ''}")
 
 
@@ -153,15 +161,9 @@ def fetch(name: str, ledger: Ledger) -> None:
     if ledger.ran_here:
         print(f"{name}: ran here; its trials are in {ledger.trials}")
         return
-    from flexrl import fetching
-    from flexrl.cluster import Cluster, connect
+    from flexrl import on_cluster
 
-    cluster = Cluster(connect())
-    cluster.check()
-    fetched, missing = fetching.fetch(name, ledger, cluster)
-    print(f"{name}: {len(fetched)} trials fetched into {ledger.trials}")
-    if missing:
-        raise Failed(f"{name}: did not come whole: {', '.join(missing)}; the same command tries them again")
+    print(f"{name}: {len(on_cluster.bring(name, ledger))} trials fetched into {ledger.trials}")
 
 
 def print_log(ledger: Ledger, start: str, attempt: int | None, follow: bool) -> None:
@@ -170,24 +172,31 @@ def print_log(ledger: Ledger, start: str, attempt: int | None, follow: bool) -> 
     if len(found) != 1:
         which = f": {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else ""
         raise UserError(f"{start}: {len(found)} trials of this sweep begin so{which}; `status` shows their ids")
+    look(ledger)
     attempts = ledger.status(found[0]).attempts
     if not attempts:
         raise UserError(f"{found[0]}: has not been started yet")
     number = len(attempts) - 1 if attempt is None else attempt
     path = ledger.log_of(found[0], number)
+    if not path.is_file() and number < len(attempts) and attempts[number].obstacle:
+        raise UserError(f"{found[0]}: has printed nothing yet: its pod waits: {attempts[number].obstacle}")
     if not path.is_file():
         raise UserError(f"{path}: no such log; the trial has had {len(attempts)} attempts")
-    with path.open(encoding="utf-8", errors="replace") as log:
-        while True:
-            is_over = not follow or ledger.status(found[0]).attempts[number].end is not None
-            is_left = not is_over and ledger.runner() is None  # its runner was killed, or nobody follows the Job
+    printed = 0
+    while True:
+        is_over = not follow or ledger.status(found[0]).attempts[number].end is not None
+        is_left = not is_over and ledger.ran_here and ledger.runner() is None  # its runner was killed
+        with path.open(encoding="utf-8", errors="replace") as log:  # anew, as what a pod prints is written anew
+            log.seek(printed)
             sys.stdout.write(log.read())
             sys.stdout.flush()
-            if is_left:
-                print(f"{found[0]}: nobody follows it here now; the command that submitted it goes on", file=sys.stderr)
-            if is_over or is_left:
-                return
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            printed = log.tell()
+        if is_left:
+            print(f"{found[0]}: nobody runs it here now; the command that submitted it goes on", file=sys.stderr)
+        if is_over or is_left:
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS if ledger.ran_here else SECONDS_BETWEEN_CALLS)
+        look(ledger)
 
 
 def report(sweep: SweepSettings, ledger: Ledger, as_json: bool) -> None:

@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import urllib3
@@ -15,10 +15,13 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
 from flexrl.config import UserError
-from flexrl.job_manifests import Manifest, TrialJob, cpus, num_bytes
+from flexrl.job_manifests import Manifest, Target, TrialJob, cpus, num_bytes
 from flexrl.runs import Failed
+from flexrl.sweeps import ROOT
 
 NAMESPACE = "flex-rl"
+KIND_CONTEXT = "kind-flex-rl"  # what `kind create cluster --name flex-rl` calls it
+GKE_CONTEXT = ROOT / "workspace" / ".gke_context"  # where `make kubeconfig` notes what gcloud has called it
 DIGEST = "flex-rl/sweep-digest"
 RIGHTS = (  # of the submitter, each a verb, an API group and a resource: k8s/access.yaml
     *((verb, "batch", "jobs") for verb in ("create", "get", "list")),
@@ -35,17 +38,29 @@ NO_ANSWER = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
 REQUEST_TIMEOUT = (5.0, 30.0)  # s: to connect, to answer
 
 
-def connect(context: str | None = None) -> client.ApiClient:
-    """A client of the kubeconfig's cluster (or of the pod's own); UserError if there is none."""
+def connect(context: str | None = None, patience: float = 300.0) -> Cluster:
+    """The kubeconfig's cluster of that context, or of its current one (or the pod's own); UserError if there is none."""
     try:
-        return config.new_client_from_config(context=context)
+        return Cluster(config.new_client_from_config(context=context), context=context, patience=patience)
     except (ConfigException, OSError) as error:
         try:
             config.load_incluster_config()
         except ConfigException:
             why = " ".join(str(error).split())
             raise UserError(f"no cluster: {why}; make cluster-up starts one here, make kubeconfig names GKE's") from None
-        return client.ApiClient()
+        return Cluster(client.ApiClient(), patience=patience)
+
+
+def context_of(target: Target) -> str | None:
+    """The kubeconfig's context that `make cluster-up` or `make kubeconfig` made for the target; null: its current one."""
+    try:
+        contexts, _ = config.list_kube_config_contexts()
+    except (ConfigException, OSError):
+        return None  # `connect` tells
+    made = KIND_CONTEXT
+    if target == "gke":
+        made = GKE_CONTEXT.read_text(encoding="utf-8").strip() if GKE_CONTEXT.is_file() else ""
+    return made if made in {context["name"] for context in contexts} else None
 
 
 @dataclass
@@ -54,6 +69,7 @@ class Cluster:
 
     api: client.ApiClient
     namespace: str = NAMESPACE
+    context: str | None = None  # of the kubeconfig; null: its current one
     patience: float = 300.0  # s that a request is tried again for
     sleep: Callable[[float], None] = time.sleep
 
@@ -101,7 +117,7 @@ class Cluster:
 
     def check(self, jobs: Sequence[TrialJob] = ()) -> None:
         """UserError if the cluster cannot be reached, has no such namespace, forbids it, or could never fit a pod of `jobs`."""
-        impatient = Cluster(self.api, self.namespace, min(self.patience, 10.0), self.sleep)
+        impatient = replace(self, patience=min(self.patience, 10.0))
         try:
             impatient.call(self.core.read_namespaced_service_account, "flex-rl-train", self.namespace)
         except Failed as error:

@@ -30,32 +30,34 @@ Curve = Sequence[tuple[float, float]]  # steps and values of a metric, by rising
 
 
 def rungs(settings: StopSettings, last: float) -> Iterator[int]:
-    """The steps at which points are judged, up to the last that anybody has reached."""
+    """The steps at which points are judged, up to `last`."""
     step = settings.min_steps
     while step <= last:
         yield step
         step *= settings.factor
 
 
-def given_up(settings: StopSettings, curves: Mapping[str, Sequence[Curve]], maximize: bool) -> set[str]:
-    """The points, by name, that some rung rules out; `curves` of each point's seeds."""
+def reached(settings: StopSettings, curve: Curve) -> dict[int, float]:
+    """What a curve came to at each rung that it has reached: its last value up to there."""
+    found = {}
+    for rung in rungs(settings, curve[-1][0] if curve else 0):
+        values = [value for step, value in curve if step <= rung]
+        if values:
+            found[rung] = values[-1]
+    return found
+
+
+def given_up(settings: StopSettings, scores: Mapping[int, Mapping[str, Sequence[float]]], maximize: bool) -> set[str]:
+    """The points, by name, that some rung rules out; `scores` by rung and point, one of each seed that has reached it."""
     lost: set[str] = set()
-    last = max((curve[-1][0] for seeds in curves.values() for curve in seeds if curve), default=0)
-    for rung in rungs(settings, last):
-        scores = {}
-        for name, seeds in curves.items():
-            values = [value for curve in seeds for value in _at(curve, rung)]
-            if len(values) >= (2 if settings.over_seeds else 1):
-                scores[name] = np.array(values) * (1 if maximize else -1)
-        lost |= _ruled_out(settings, scores)
+    for points in scores.values():
+        enough = {
+            name: np.array(values) * (1 if maximize else -1)
+            for name, values in points.items()
+            if len(values) >= (2 if settings.over_seeds else 1)
+        }
+        lost |= _ruled_out(settings, enough)
     return lost
-
-
-def _at(curve: Curve, rung: int) -> list[float]:
-    """The last value up to the rung of a curve that has reached it; none of one that has not."""
-    if not curve or curve[-1][0] < rung:
-        return []
-    return [value for step, value in curve if step <= rung][-1:]
 
 
 def _ruled_out(settings: StopSettings, scores: Mapping[str, np.ndarray]) -> set[str]:

@@ -32,16 +32,16 @@ ID = re.compile(r"[0-9a-f]{12}")
 def fetch(sweep: str, ledger: Ledger, cluster: Cluster) -> tuple[list[str], list[str]]:
     """Fetches the finished trials that are not here yet: the ids of those that came, and of those that did not come whole."""
     entries = [entry for entry in ledger.entries().values() if entry.is_current and entry.image is not None]
-    if shutil.which("kubectl") is None:
-        raise UserError("kubectl is not installed: https://kubernetes.io/docs/tasks/tools/")
     wanted = [e.id for e in entries if ledger.status(e.id).state == "done" and ledger.result_of(e.id) is None]
     fetched: list[str] = []
     missing: list[str] = []
     if wanted:
+        if shutil.which("kubectl") is None:
+            raise UserError("kubectl is not installed: https://kubernetes.io/docs/tasks/tools/")
         with _pod(sweep, str(entries[-1].image), cluster) as pod:
             for key in wanted:
                 print(f"fetching {key} ...", file=sys.stderr)
-                (fetched if _fetch_trial(key, sweep, pod, ledger) else missing).append(key)
+                (fetched if _fetch_trial(key, sweep, pod, ledger, cluster.context) else missing).append(key)
     for entry in entries:  # on Kind they are here already
         status = ledger.status(entry.id)
         if status.state == "done" and status.result is None:
@@ -78,13 +78,14 @@ def _pod(sweep: str, image: str, cluster: Cluster) -> Iterator[str]:
             cluster.call(core.delete_namespaced_pod, name, NAMESPACE)
 
 
-def _fetch_trial(key: str, sweep: str, pod: str, ledger: Ledger) -> bool:
+def _fetch_trial(key: str, sweep: str, pod: str, ledger: Ledger, context: str | None) -> bool:
     """One trial through `tar` in the pod; whether it came whole. The folder here is replaced only then."""
     if not ID.fullmatch(key):
         raise UserError(f"{ledger.folder / 'trials.json'}: {key!r} is no trial's id")
     left_out = [f"--exclude={name}" for name in LEFT_OUT]
     archive = ["tar", "--create", "--file=-", f"--directory={INSIDE}/{sweep}/trials", *left_out, key]
-    command = ["kubectl", "--namespace", NAMESPACE, "exec", pod, "--container", "fetch", "--", *archive]
+    where = ["--context", context] if context else []
+    command = ["kubectl", *where, "--namespace", NAMESPACE, "exec", pod, "--container", "fetch", "--", *archive]
     new = ledger.trials / f".{key}.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

@@ -13,15 +13,17 @@ from typing import Any
 from kubernetes import watch
 from kubernetes.client.exceptions import ApiException
 
-from flexrl import exit_codes
+from flexrl import exit_codes, trial
 from flexrl.cluster import NO_ANSWER, Cluster, over, why_of
 from flexrl.job_manifests import TrialJob, action_of
 from flexrl.provenance import now
 from flexrl.runs import Failed
-from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
+from flexrl.sweep_ledger import OVER, Attempt, Ledger, State, Status, obstacles
 
 JOB_LABEL, INDEX_LABEL = "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index"
 WATCH_SECONDS = 20.0
+STARTING = ("ContainerCreating", "PodInitializing")  # reasons to wait that pass by themselves
+LONGEST_NOTE = 300  # characters of what a cluster says of a pod
 LOG_LINES = 100_000  # of an attempt's log that are kept at most, the last ones
 LOG_PATIENCE = 10.0  # s: a machine that is taken away answers with 500 for good
 
@@ -33,8 +35,9 @@ class Follower:
     cluster: Cluster
     jobs: Sequence[TrialJob]  # of one sweep
     ledger: Ledger
-    # called after each look
-    show: Callable[[], None] = lambda: None
+    # called after each look with what runs, how many have not begun, and what is in the way of others
+    show: Callable[[Mapping[str, Status], int, Sequence[str]], None] = lambda running, left, notes: None
+    _suspended: dict[str, str] = field(default_factory=dict)  # Jobs that wait to be admitted, and why
     _statuses: dict[str, Status] = field(default_factory=dict)
     _num_begun: dict[str, int] = field(default_factory=dict)  # of each trial's attempts, by the run's own lineage
     _is_interrupted: bool = False
@@ -61,21 +64,40 @@ class Follower:
         while True:
             if self._is_interrupted:
                 raise KeyboardInterrupt
-            told = [self._read_job(job.name) for job in self.jobs]
-            pods = self._list_pods()
-            for pod in sorted(pods["items"], key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
-                self._note_pod(pod)
-                self._peek(pod)
-            self._note_vanished({pod["metadata"]["name"] for pod in pods["items"]})
-            for job, state in zip(self.jobs, told, strict=True):
-                self._note_job(job, state)
-            self.show()
-            hows = [over(state) for state in told]
+            hows, version = self._look()
+            self._show()
             if None not in hows:
                 return "Failed" if "Failed" in hows else "Complete"
-            for pod in self._watch_pods(pods["metadata"].get("resourceVersion")):
+            for pod in self._watch_pods(version):
                 self._note_pod(pod)
-                self.show()
+                self._show()
+
+    def look(self) -> list[str]:
+        """Once: brings the ledger up to date; what is in the way of trials that do not run."""
+        self._read_ledger()
+        self._look()
+        return self._notes()
+
+    def _look(self) -> tuple[list[str | None], str | None]:
+        """How each Job ended, null while it goes on; the version of the list of pods, from which a watch goes on."""
+        told = [self._read_job(job.name) for job in self.jobs]
+        pods = self._list_pods()
+        for pod in sorted(pods["items"], key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
+            self._note_pod(pod)
+            self._peek(pod)
+        self._note_vanished({pod["metadata"]["name"] for pod in pods["items"]})
+        for job, state in zip(self.jobs, told, strict=True):
+            self._note_job(job, state)
+        return [over(state) for state in told], pods["metadata"].get("resourceVersion")
+
+    def _show(self) -> None:
+        running = {key: status for key, status in self._statuses.items() if status.state == "running"}
+        waiting = sum(status.state == "waiting" for status in self._statuses.values())
+        self.show(running, waiting, self._notes())
+
+    def _notes(self) -> list[str]:
+        suspended = [f"Job {name}: is suspended: {why}" for name, why in self._suspended.items()]
+        return [*suspended, *obstacles(self._statuses.values())]
 
     def _read_ledger(self) -> None:
         self._statuses = {key: self.ledger.status(key) for job in self.jobs for key in job.trials}
@@ -132,14 +154,20 @@ class Follower:
         if attempt is None:
             attempt = Attempt(start=pod["metadata"].get("creationTimestamp") or now(), pod=name, is_logged=False)
             status.attempts.append(attempt)
-            status.state = "running" if status.state not in OVER else status.state
+            self.ledger.set_status(key, status)
+        obstacle = _obstacle(pod)
+        state: State = "waiting" if obstacle else "running"
+        if status.state not in OVER and attempt.end is None and (attempt.obstacle, status.state) != (obstacle, state):
+            attempt.obstacle, status.state = obstacle, state
             self.ledger.set_status(key, status)
         code = _exit(pod)
         if code is None or attempt.end is not None:
             return
-        attempt.end, attempt.exit_code = now(), code
+        attempt.end, attempt.exit_code, attempt.obstacle = now(), code, None
         disrupted = any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in pod["status"].get("conditions", []))
         attempt.how = "preempted" if disrupted and code != exit_codes.DONE else exit_codes.meaning_of(code).words
+        if code == exit_codes.DONE and any(state.get("message") == trial.GIVEN_UP for state in _terminated(pod)):
+            attempt.how = trial.GIVEN_UP
         attempt.counted = code != exit_codes.DONE and action_of(job.spec, code, disrupted) == "Count"
         self._count_steps(key, attempt)
         self._keep_log(key, attempt, pod)
@@ -199,6 +227,7 @@ class Follower:
             for number, attempt in enumerate(status.attempts):
                 if attempt.pod is not None and attempt.end is None and attempt.pod not in present:
                     attempt.end, attempt.how, attempt.is_logged = now(), "its pod vanished", True
+                    attempt.obstacle = None
                     with self.ledger.log_of(key, number).open("a", encoding="utf-8") as log:
                         log.write("(the pod vanished; what it printed after this is lost)\n")
                     self.ledger.set_status(key, status)
@@ -206,15 +235,22 @@ class Follower:
     def _note_job(self, job: TrialJob, state: Mapping[str, Any]) -> None:
         """Which trials are over, as the Job's controller counts them."""
         told = state.get("status", {})
+        self._suspended.pop(job.name, None)
+        for condition in told.get("conditions") or []:
+            if condition["type"] == "Suspended" and condition["status"] == "True":
+                why = condition.get("message") or "nobody says why"
+                queue = job.job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
+                self._suspended[job.name] = f"{why}{f'; its queue is {queue}' if queue else ''}"
         for index, key in enumerate(job.trials):
             status = self._statuses[key]
             before = status.state
             codes = [attempt.exit_code for attempt in status.attempts]
             if index in indexes(told.get("completedIndexes")):
-                status.state = "done"
+                hows = [attempt.how for attempt in status.attempts]
+                status.state = "given up" if hows[-1:] == [trial.GIVEN_UP] else "done"
             elif index in indexes(told.get("failedIndexes")):
                 status.state = "refused" if codes and codes[-1] == exit_codes.USER_ERROR else "failed"
-            elif any(attempt.end is None for attempt in status.attempts):
+            elif any(attempt.end is None and attempt.obstacle is None for attempt in status.attempts):
                 status.state = "running"
             else:
                 status.state = "waiting"
@@ -235,6 +271,21 @@ def indexes(text: str | None) -> set[int]:
 def _terminated(pod: Mapping[str, Any]) -> list[dict[str, Any]]:
     statuses = pod.get("status", {}).get("containerStatuses") or []
     return [status["state"]["terminated"] for status in statuses if "terminated" in status.get("state", {})]
+
+
+def _obstacle(pod: Mapping[str, Any]) -> str | None:
+    """Why a pod does not run yet, as its status says; null if it does, or is only starting."""
+    told = pod.get("status", {})
+    if told.get("phase") != "Pending":
+        return None
+    for container in told.get("containerStatuses") or []:
+        waiting = container.get("state", {}).get("waiting", {})
+        if waiting.get("reason") not in (None, *STARTING):
+            return " ".join(f"{waiting['reason']} {waiting.get('message', '')}".split())[:LONGEST_NOTE]
+    for condition in told.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return " ".join(str(condition.get("message") or condition.get("reason")).split())[:LONGEST_NOTE]
+    return None
 
 
 def _exit(pod: Mapping[str, Any]) -> int | None:

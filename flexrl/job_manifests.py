@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import os
 import re
@@ -16,6 +17,7 @@ import yaml
 
 from flexrl import exit_codes, job_rules, trial
 from flexrl.config import UserError
+from flexrl.rungs import Rungs
 from flexrl.sweep_settings import ResourceSettings, SweepSettings
 from flexrl.sweeps import ROOT, Trial
 
@@ -87,10 +89,12 @@ def render(
     image: str | None = None,
     commit: str | None = None,
     num_attempts: int = 0,
+    everyone: Sequence[Trial] | None = None,
 ) -> list[TrialJob]:
     """The Jobs that run these trials on the target, one for all that take the same; UserError if they do not fit.
 
     `num_attempts` that they have had already: trials that failed are run again by a Job of another name.
+    `everyone`: all trials of the sweep, which they are judged with; null: these.
     """
     image = image or LOCAL_IMAGE
     if not job_rules.is_immutable(image):
@@ -99,19 +103,29 @@ def render(
     groups: dict[str, list[Trial]] = {}
     for each in trials:
         groups.setdefault(each.resources.model_dump_json(), []).append(each)
+    rungs = rungs_of(sweep, everyone or trials)
     jobs: list[TrialJob] = []
     shared_out, num_trials = 0, 0  # of the sweep's parallelism, each by how many trials it has
     for group in groups.values():
         num_trials += len(group)
         share = sweep.parallelism * num_trials // len(trials) - shared_out
         shared_out += share
-        jobs.append(_render(sweep, group, target, image, commit, num_attempts, min(max(share, 1), len(group))))
+        jobs.append(_render(sweep, group, rungs, target, image, commit, num_attempts, min(max(share, 1), len(group))))
     return jobs
+
+
+def rungs_of(sweep: SweepSettings, trials: Sequence[Trial]) -> Manifest | None:
+    """What trials of the sweep judge themselves by; null without a rule."""
+    if sweep.stop is None:
+        return None
+    points = {each.id: each.label for each in trials}
+    return Rungs(Path(), sweep.stop, sweep.stop.metric or sweep.metric, sweep.maximize, points).document()
 
 
 def _render(
     sweep: SweepSettings,
     trials: Sequence[Trial],
+    rungs: Manifest | None,
     target: Target,
     image: str,
     commit: str | None,
@@ -119,10 +133,11 @@ def _render(
     at_a_time: int,
 ) -> TrialJob:
     resources = trials[0].resources
-    packed = pack_trials(sweep, trials)
+    packed = pack_trials(sweep, trials, rungs)
     if len(packed) * 4 / 3 > MAX_CONFIG_MAP * 0.95:
         raise UserError(f"{sweep.name}: its {len(trials):,} trials do not fit into one ConfigMap; make two sweeps of it")
-    digest = hashlib.sha256(" ".join([*(t.id for t in trials), str(num_attempts)]).encode()).hexdigest()
+    decides = json.dumps([[t.id for t in trials], num_attempts, rungs], sort_keys=True)
+    digest = hashlib.sha256(decides.encode()).hexdigest()
     name = job_name(sweep.name, digest, len(trials))
     labels = {
         "app.kubernetes.io/name": "flex-rl",
@@ -241,9 +256,10 @@ def num_bytes(quantity: str) -> float:
     return float(digits) * UNITS[quantity.removeprefix(digits)]
 
 
-def pack_trials(sweep: SweepSettings, trials: Sequence[Trial]) -> bytes:
-    """What each pod finds its trial in."""
-    return trial.pack([{"id": t.id, "verb": sweep.verb, "settings": t.settings.model_dump(mode="json")} for t in trials])
+def pack_trials(sweep: SweepSettings, trials: Sequence[Trial], rungs: Manifest | None) -> bytes:
+    """What each pod finds its trial in, and the rule."""
+    rows = [{"id": t.id, "verb": sweep.verb, "settings": t.settings.model_dump(mode="json")} for t in trials]
+    return trial.pack(rows, rungs)
 
 
 def _read(path: Path) -> Any:

@@ -28,7 +28,6 @@ from flexrl.runs import OutOfResources
 from flexrl.sweep_ledger import OVER, Attempt, Ledger, Status
 
 POLL = 0.2  # s
-SECONDS_BETWEEN_JUDGEMENTS = 3.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class Process:
     asked_at: float | None = None  # monotonic s: when it was asked to stop
     disrupted: bool = False
     overdue: bool = False
-    given_up: bool = False
     gpus: tuple[str, ...] = ()
 
     @property
@@ -133,15 +131,12 @@ class Runner:
     ledger: Ledger
     chaos: Chaos | None = None
     # called now and then with what runs
-    show: Callable[[Sequence[Process], int], None] = lambda running, left: None
+    show: Callable[[Mapping[str, Status], int], None] = lambda running, left: None
     # asked before each start: why no more trials may be started; null: they may
     obstacle: Callable[[], str | None] = lambda: None
-    # asked now and then which trials are to be given up
-    judge: Callable[[], set[str]] = set
     running: list[Process] = field(default_factory=list)
     stop_signal: int | None = None
     why_ended: str | None = None  # before all trials were over
-    _judged: float = 0.0
 
     def __post_init__(self) -> None:
         self._room = Room.of_this_machine()
@@ -188,14 +183,13 @@ class Runner:
                     if not self.running:
                         break
                     time.sleep(POLL)
-                    queue = self._give_up(queue)
                     for process in list(self.running):
                         self._watch(process)
                         if process.process.poll() is not None:
                             self.running.remove(process)
                             if self._end(process):
                                 queue.insert(0, (process.job, process.index))
-                    self.show(self.running, len(queue))
+                    self.show({process.trial: process.status for process in self.running}, len(queue))
             except OSError as error:
                 raise OutOfResources(
                     f"{self.ledger.folder}: {error.strerror}; make room, and the same command goes on"
@@ -209,23 +203,6 @@ class Runner:
         if len(self.running) >= self._at_a_time:
             return None
         return next((place for place, (job, _) in enumerate(queue) if self._room.has(job)), None)
-
-    def _give_up(self, queue: list[tuple[TrialJob, int]]) -> list[tuple[TrialJob, int]]:
-        """Stops what the judge gives up; what is left of the queue."""
-        if time.monotonic() - self._judged < SECONDS_BETWEEN_JUDGEMENTS:
-            return queue
-        self._judged = time.monotonic()
-        lost = self.judge()
-        for process in self.running:
-            if process.trial in lost and not process.given_up:
-                process.given_up = True
-                self._ask(process)
-        for key in (job.trials[index] for job, index in queue):
-            if key in lost:
-                status = self.ledger.status(key)
-                status.state = "given up"
-                self.ledger.set_status(key, status)
-        return [(job, index) for job, index in queue if job.trials[index] not in lost]
 
     def _is_hopeless(self) -> bool:
         """Whether so many trials failed that the rest is not tried."""
@@ -310,13 +287,16 @@ class Runner:
         action = action_of(spec, code, process.disrupted or (is_stopped and code == exit_codes.PREEMPTED))
         attempt.how = self._words(code, process)
         attempt.counted = action == "Count" and code != exit_codes.DONE
-        status.result = self.ledger.result_of(key) if code == exit_codes.DONE else None
-        if code == exit_codes.DONE and status.result is None:
+        is_given_up = code == exit_codes.DONE and self.ledger.is_given_up(key)
+        status.result = self.ledger.result_of(key) if code == exit_codes.DONE and not is_given_up else None
+        if is_given_up:
+            attempt.how = trial.GIVEN_UP
+        elif code == exit_codes.DONE and status.result is None:
             attempt.how, attempt.counted = "done, but what it made is missing or damaged", True
-        if status.result is not None:
-            status.state = "done"
-        elif process.given_up:
+        if is_given_up:
             status.state = "given up"
+        elif status.result is not None:
+            status.state = "done"
         elif action == "FailIndex":
             status.state = "refused"
         elif attempt.counted and status.num_counted > spec["backoffLimitPerIndex"]:
@@ -329,8 +309,6 @@ class Runner:
     def _words(self, code: int, process: Process) -> str:
         if process.disrupted:
             return "killed by --chaos" if self.stop_signal is None else "killed: it did not stop in time"
-        if process.given_up:
-            return "given up: others of the sweep do better"
         if process.overdue:
             return f"took longer than the deadline of {process.job.pod['activeDeadlineSeconds']} s"
         return exit_codes.meaning_of(code).words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from flexrl.local_runner import Chaos, Runner
 from flexrl.search import Search
 from flexrl.sweep_ledger import Ledger
 from flexrl.sweep_plan import make_plan
-from flexrl.sweep_report import points_of, trials_to_give_up
+from flexrl.sweep_report import points_of
 from flexrl.sweep_settings import SweepSettings, load_sweep
 from flexrl.sweeps import Trial
 
@@ -45,7 +44,9 @@ def submit(asked: Submission) -> bool:
     check_target(sweep, asked)
     ledger = Ledger(asked.workspace / "sweeps" / sweep.name)
     if asked.target != "local" and not asked.only_told:
-        catch_up(ledger)
+        from flexrl import on_cluster  # its client takes a second to import
+
+        on_cluster.catch_up(ledger)
     if sweep.search is None:
         return run_round(sweep, ledger, asked)
     sweeps.expand(sweep.model_copy(update={"include": sweeps.drawn(sweep.search, 1)}), asked.path)  # they are settings
@@ -57,6 +58,10 @@ def submit(asked: Submission) -> bool:
         is_first = False
         if asked.only_told:
             return True
+        if asked.target != "local":
+            from flexrl import on_cluster
+
+            on_cluster.bring(sweep.name, ledger)
         search.tell(scores_of(sweep, ledger, points))
         if search.is_over:
             return all_done
@@ -70,9 +75,6 @@ def check_target(sweep: SweepSettings, asked: Submission) -> None:
         raise UserError(f"--image: {asked.target} needs one with a digest, as docker push or make load-image prints it")
     if asked.target == "gke" and "@sha256:" not in str(asked.image):
         raise UserError(f"--image {asked.image}: has no digest; write NAME@sha256:..., as docker push prints it")
-    for key in ("stop", "search"):
-        if getattr(sweep, key) is not None and asked.target != "local":
-            raise UserError(f"{asked.path}: {key}: needs metrics while it runs, which --target local alone has; leave it away")
 
 
 def scores_of(sweep: SweepSettings, ledger: Ledger, points: list[dict[str, Any]]) -> dict[int, float]:
@@ -90,7 +92,7 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
     sweeps.rehearse(sweep, trials, asked.path)
     plan = make_plan(sweep, trials, ledger, asked.workspace)
     chosen = [row.trial for row in plan.to_run if with_failed or row.kind != "failed"]
-    jobs = render(sweep, chosen or trials, ledger, asked)
+    jobs = render(sweep, chosen or trials, trials, ledger, asked)
     if asked.render_to:
         write_manifests(jobs, asked.render_to)
         return True
@@ -109,18 +111,22 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
     elif asked.target == "local":
         run_here(runner, ledger, sweep, trials)
     else:
-        run_there(jobs, ledger, lambda: ledger.submit(sweep, trials, asked.image))
+        from flexrl import on_cluster
+
+        on_cluster.run(jobs, ledger, asked.target, lambda: ledger.submit(sweep, trials, asked.image))
     if chosen:
         sweep_screen.print_status(ledger)
         print(f"{provenance.python()} submit_sweep.py report {sweep.name} compares them")
     return all(ledger.status(t.id).state in ("done", "given up") for t in trials)
 
 
-def render(sweep: SweepSettings, trials: list[Trial], ledger: Ledger, asked: Submission) -> list[TrialJob]:
-    """The Jobs of these trials; UserError in the API server's place if it would refuse one."""
+def render(
+    sweep: SweepSettings, trials: list[Trial], everyone: list[Trial], ledger: Ledger, asked: Submission
+) -> list[TrialJob]:
+    """The Jobs of these trials among those of `everyone`; UserError in the API server's place if it would refuse one."""
     commit = provenance.code_version(sweeps.ROOT)["git_commit"]
     tried = sum(len(ledger.status(t.id).attempts) for t in trials)
-    jobs = job_manifests.render(sweep, trials, asked.target, asked.image, commit, tried)
+    jobs = job_manifests.render(sweep, trials, asked.target, asked.image, commit, tried, everyone)
     wrong = [problem for job in jobs for problem in job_rules.problems(job.job)]
     if wrong:
         raise UserError(f"{asked.path}: the Job would be refused: {wrong[0]}")
@@ -154,45 +160,10 @@ def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[
         for key in runner.trials:
             ledger.forgive(key)
         with sweep_screen.Screen(ledger, runner.trials) as screen:
-            runner.show, runner.judge, runner.obstacle = screen.show, lambda: trials_to_give_up(sweep, ledger), obstacle
+            runner.show, runner.obstacle = screen.show, obstacle
             finished = runner.run()
     if not finished or runner.why_ended is not None:
         sweep_screen.print_status(ledger)
         why = runner.why_ended or "stopped"
         print(f"{why}; the same command goes on: {provenance.python()} {' '.join(sys.argv)}", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED if not finished else exit_codes.FAILED)
-
-
-def catch_up(ledger: Ledger) -> None:
-    """Follows the Jobs that were submitted before, if the cluster still has them: to their end, maybe long ago."""
-    from flexrl.cluster import Cluster, connect
-    from flexrl.follower import Follower
-
-    noted = ledger.jobs()
-    if not noted:
-        return
-    cluster = Cluster(connect())
-    cluster.check()
-    jobs = [job for job in noted if cluster.has(job)]
-    if jobs:
-        with ledger.locked():
-            for job in jobs:
-                print(f"Job {job.name}: was submitted before; following it", file=sys.stderr)
-            Follower(cluster, jobs, ledger).run()
-
-
-def run_there(jobs: list[TrialJob], ledger: Ledger, note: Callable[[], None]) -> None:
-    """As Jobs of the kubeconfig's cluster, followed until they are over; Ctrl-C leaves them running."""
-    from flexrl.cluster import Cluster, connect
-    from flexrl.follower import Follower
-
-    cluster = Cluster(connect())
-    cluster.check(jobs)
-    with ledger.locked():
-        note()
-        ledger.note_jobs(jobs)  # before they are there, so that they are found again whatever happens
-        new = cluster.submit(jobs)
-        for job in jobs:
-            how = "created" if job.name in new else "is there already"
-            print(f"Job {job.name}: {how}; Ctrl-C leaves it running", file=sys.stderr)
-        Follower(cluster, jobs, ledger).run()

@@ -6,7 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from flexrl.job_manifests import TrialJob
 from flexrl.ledger import list_sweeps
 from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import Trial
+from flexrl.trial import mark_of
 
 State = Literal["waiting", "running", "done", "failed", "refused", "given up"]
 OVER = ("done", "failed", "refused", "given up")  # what nobody goes on with by itself
@@ -39,6 +41,7 @@ class Attempt:
     counted: bool = False  # whether it used up a retry
     pod: str | None = None  # its name, on a cluster
     is_logged: bool = True  # whether what it printed is kept here
+    obstacle: str | None = None  # why its pod does not run yet; null: it does, or did
 
 
 @dataclass
@@ -58,6 +61,12 @@ class Status:
     def lost_steps(self) -> int:
         """Steps that were done more than once, as an attempt was cut."""
         return sum(attempt.lost_steps for attempt in self.attempts)
+
+
+def obstacles(statuses: Iterable[Status]) -> list[str]:
+    """Why pods do not run yet, a line each reason."""
+    found = Counter(attempt.obstacle for status in statuses for attempt in status.attempts[-1:] if attempt.obstacle)
+    return [f"{number} pod{'s wait' if number > 1 else ' waits'}: {why}" for why, number in found.items()]
 
 
 @dataclass(frozen=True)
@@ -158,18 +167,29 @@ class Ledger:
         """Writes it, whole or not at all."""
         runs.write_whole(self._status / f"{trial}.json", json.dumps(asdict(status), indent=1))
 
-    def note_jobs(self, jobs: Sequence[TrialJob]) -> None:
-        """The Jobs that were submitted last."""
-        runs.write_whole(self.folder / "jobs.json", json.dumps([asdict(job) for job in jobs], indent=1))
+    def note_jobs(self, jobs: Sequence[TrialJob], context: str | None) -> None:
+        """The Jobs that were submitted last, and the kubeconfig's context by which; null: its current one."""
+        document = {"context": context, "jobs": [asdict(job) for job in jobs]}
+        runs.write_whole(self.folder / "jobs.json", json.dumps(document, indent=1))
 
     def jobs(self) -> list[TrialJob]:
         """Those Jobs; none before the first."""
+        return self._read_jobs()[1]
+
+    def context(self) -> str | None:
+        """Where they are."""
+        return self._read_jobs()[0]
+
+    def _read_jobs(self) -> tuple[str | None, list[TrialJob]]:
         path = self.folder / "jobs.json"
         if not path.is_file():
-            return []
+            return None, []
         try:
-            rows = json.loads(path.read_bytes())
-            return [TrialJob(dict(row["job"]), dict(row["config_map"]), tuple(row["trials"])) for row in rows]
+            document = json.loads(path.read_bytes())
+            rows = document["jobs"]
+            return document["context"], [
+                TrialJob(dict(row["job"]), dict(row["config_map"]), tuple(row["trials"])) for row in rows
+            ]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}: is damaged; kubectl tells of the Jobs, remove the file to submit anew") from None
 
@@ -257,6 +277,10 @@ class Ledger:
             return [int(attempt["from_step"]) for attempt in document["attempts"]]
         except (OSError, ValueError, KeyError, TypeError):
             return []  # not begun, or damaged, which the run itself says
+
+    def is_given_up(self, trial: str) -> bool:
+        """Whether its last attempt left because others do better; known here where the trials' folder is this one."""
+        return mark_of(self.folder, trial).is_file()
 
     def is_intact(self, trial: str) -> bool:
         """Whether what a finished trial came to is still here; UserError if it is, and is damaged."""

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexrl.config import UserError
-from flexrl.early_stopping import given_up
 from flexrl.statistics import interquartile_mean, iqm_interval
 from flexrl.sweep_ledger import Entry, Ledger
 from flexrl.sweep_settings import SweepSettings
@@ -74,21 +73,6 @@ def score_of(entry: Entry, metric: str, ledger: Ledger) -> float | None:
     """The last value of a metric of a trial; null if it has none."""
     values = [line[metric] for line in ledger.metrics_of(entry.id) if isinstance(line.get(metric), (int, float))]
     return float(values[-1]) if values else None
-
-
-def trials_to_give_up(sweep: SweepSettings, ledger: Ledger) -> set[str]:
-    """The trials, by id, of points that the sweep's rule gives up now; none without a rule."""
-    if sweep.stop is None:
-        return set()
-    metric = sweep.stop.metric or sweep.metric
-    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for entry in ledger.entries().values():
-        if entry.is_current:
-            lines = [line for line in ledger.metrics_of(entry.id) if isinstance(line.get(metric), (int, float))]
-            name = entry.label if sweep.stop.over_seeds else entry.id
-            groups.setdefault(name, {})[entry.id] = [(line["step"], line[metric]) for line in lines]
-    curves = {name: list(group.values()) for name, group in groups.items()}
-    return {key for name in given_up(sweep.stop, curves, sweep.maximize) for key in groups[name]}
 
 
 def write_csv(path: Path, sweep: SweepSettings, ledger: Ledger) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -13,8 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flexrl.local_runner import Process
-from flexrl.sweep_ledger import OVER, Entry, Ledger, State, Status
+from flexrl.sweep_ledger import OVER, Entry, Ledger, State, Status, obstacles
 from flexrl.sweep_plan import SIGNS, Plan
 from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import VERBS
@@ -88,8 +87,11 @@ def row_of(entry: Entry, status: Status, ledger: Ledger, metric: str) -> list[Te
     ]
 
 
-def print_status(ledger: Ledger) -> None:
-    """The table of the sweep as it was last submitted, why trials failed, and how many stand how."""
+def print_status(ledger: Ledger, notes: Sequence[str] | None = None) -> None:
+    """The table of the sweep as it was last submitted, why trials failed or wait, and how many stand how.
+
+    `notes`: what is in the way of trials, by somebody who has just looked; null: as the ledger knows it.
+    """
     console = Console()
     entries = sorted((e for e in ledger.entries().values() if e.is_current), key=lambda e: (e.label, e.seed))
     console.print(status_table(ledger, entries, console.width, ledger.read_sweep().metric))
@@ -98,6 +100,8 @@ def print_status(ledger: Ledger) -> None:
         if status.state in ("failed", "refused") and status.attempts:
             log = ledger.log_of(key, len(status.attempts) - 1)
             console.print(Text(f"{key}: {status.attempts[-1].how}: {last_words(ledger, key, status)} ({log})", "red"))
+    for note in obstacles(statuses.values()) if notes is None else notes:
+        console.print(Text(note, "yellow"))
     counts = Counter(status.state for status in statuses.values())
     left = "; nothing runs here now" if ledger.ran_here else "; nobody follows it now: the command that submitted it goes on"
     running = "" if ledger.runner() else left
@@ -123,6 +127,7 @@ class Screen:
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._shown = -float("inf")
         self._told: dict[str, int] = {}  # attempts of each trial that were told
+        self._notes: list[str] = []  # that were told last
 
     def __enter__(self) -> Screen:
         if self._console.is_terminal:
@@ -133,22 +138,24 @@ class Screen:
         if self._console.is_terminal:
             self._live.stop()
 
-    def show(self, running: Sequence[Process], num_left: int) -> None:
-        """Called after every look at the processes."""
-        for process in running:
-            self._tell_start(process)
+    def show(self, running: Mapping[str, Status], num_left: int, notes: Sequence[str] = ()) -> None:
+        """Called after every look with the trials that run, how many wait, and what is in the way of them."""
+        for key, status in running.items():
+            self._tell_start(key, status)
+        for note in notes:
+            if note not in self._notes:
+                self._console.print(note, style="yellow", highlight=False, soft_wrap=True)
+        self._notes = list(notes)
         seconds = time.monotonic() - self._shown
         if self._console.is_terminal and seconds > 1.0:
-            table = status_table(
-                self._ledger, [self._entries[process.trial] for process in running], self._console.width, self._metric
-            )
+            table = status_table(self._ledger, [self._entries[key] for key in running], self._console.width, self._metric)
             table.caption = f"{len(self._trials) - num_left - len(running)} of {len(self._trials)} over, {num_left} to start"
             self._live.update(table, refresh=True)
             self._shown = time.monotonic()
         elif not self._console.is_terminal and seconds > SECONDS_BETWEEN_LINES:
-            for process in running:
-                unit = VERBS[self._entries[process.trial].verb].unit
-                row = [str(cell) for cell in row_of(self._entries[process.trial], process.status, self._ledger, self._metric)]
+            for key, status in running.items():
+                unit = VERBS[self._entries[key].verb].unit
+                row = [str(cell) for cell in row_of(self._entries[key], status, self._ledger, self._metric)]
                 print(
                     f"{row[0]}  {row[1]}  {row[4]} {unit}  {row[5]} {unit}/s  {self._metric} {row[8]}",
                     file=sys.stderr,
@@ -156,12 +163,10 @@ class Screen:
                 )
             self._shown = time.monotonic()
 
-    def _tell_start(self, process: Process) -> None:
-        number = len(process.status.attempts)
-        if self._told.get(process.trial) == number:
+    def _tell_start(self, key: str, status: Status) -> None:
+        number = len(status.attempts)
+        if self._told.get(key) == number:
             return
-        self._told[process.trial] = number
-        again = "" if number == 1 else f" (attempt {number}; the last one: {process.status.attempts[-2].how})"
-        self._console.print(
-            f"starting {process.trial}  {self._entries[process.trial].title}{again}", highlight=False, soft_wrap=True
-        )
+        self._told[key] = number
+        again = "" if number == 1 else f" (attempt {number}; the last one: {status.attempts[-2].how})"
+        self._console.print(f"starting {key}  {self._entries[key].title}{again}", highlight=False, soft_wrap=True)

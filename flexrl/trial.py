@@ -25,19 +25,22 @@ INDEX = "JOB_COMPLETION_INDEX"  # variable: which of them; set by Kubernetes
 TIED = "FLEXRL_TIED"  # variable: the process to end with, which started this one
 LOCK_WAIT = "FLEXRL_LOCK_WAIT"  # variable: seconds to wait for a run that another process still has
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+GIVEN_UP = "given up: others of the sweep do better"
+TERMINATION_LOG = Path("/dev/termination-log")  # in a pod: what its status says in the end
 
 
-def pack(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The trials of a Job, in order; the same bytes for the same trials."""
-    return gzip.compress(json.dumps(rows, sort_keys=True).encode(), mtime=0)
+def pack(rows: Sequence[Mapping[str, Any]], rungs: Mapping[str, Any] | None) -> bytes:
+    """The trials of a Job, in order, and the rule by which they are given up; the same bytes for the same trials."""
+    return gzip.compress(json.dumps({"trials": rows, "rungs": rungs}, sort_keys=True).encode(), mtime=0)
 
 
-def unpack(packed: bytes, index: int) -> dict[str, Any]:
-    """The trial of an index; UserError if there is none."""
-    rows = json.loads(gzip.decompress(packed))
+def unpack(packed: bytes, index: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The trial of an index, and the rule, if there is one; UserError if there is no such trial."""
+    document = json.loads(gzip.decompress(packed))
+    rows = document["trials"]
     if not 0 <= index < len(rows):
         raise UserError(f"{INDEX}={index}: there are {len(rows)} trials")
-    return dict(rows[index])
+    return rows[index], document["rungs"]
 
 
 def become() -> NoReturn:
@@ -48,7 +51,7 @@ def become() -> NoReturn:
     missing = [name for name in (TRIALS, WORKSPACE, INDEX) if name not in os.environ]
     if missing:
         raise UserError(f"submit_sweep.py trial: is what a sweep's Job runs; {', '.join(missing)} is not set")
-    row = unpack(Path(os.environ[TRIALS]).read_bytes(), int(os.environ[INDEX]))
+    row, rungs = unpack(Path(os.environ[TRIALS]).read_bytes(), int(os.environ[INDEX]))
     folder = Path(os.environ[WORKSPACE])
     path = folder / "configs" / f"{row['id']}.yaml"
     if not path.is_file():
@@ -63,5 +66,37 @@ def become() -> NoReturn:
     os.environ[LOCK_WAIT] = "60"
     arguments = ["--name", row["id"], "--workspace", str(folder / "trials"), "--config", str(path), "--resume"]
     sys.argv = [str(ROOT / row["verb"]), *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if rungs is None:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        _run_judged(row["id"], folder, rungs)
     sys.exit(exit_codes.DONE)
+
+
+def _run_judged(key: str, folder: Path, document: Mapping[str, Any]) -> None:
+    """The verb, beside it who stops it when others of the sweep do better; that is a good end, and so the Job has it."""
+    from flexrl.rungs import Judge, Rungs  # here, as most sweeps have no rule
+
+    mark = mark_of(folder, key)
+    mark.unlink(missing_ok=True)
+    judge = Judge(Rungs.read(folder, document), key)
+    if not judge.is_given_up():
+        judge.start()
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as left:
+            if not judge.end() or left.code != exit_codes.PREEMPTED:
+                raise
+        else:
+            judge.end()
+            return
+    print(GIVEN_UP, file=sys.stderr)
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    if TERMINATION_LOG.is_file():
+        TERMINATION_LOG.write_text(GIVEN_UP, encoding="utf-8")
+
+
+def mark_of(folder: Path, key: str) -> Path:
+    """The file that says, in a sweep's folder, that a trial was given up."""
+    return folder / "given_up" / key

@@ -22,3 +22,13 @@ output "accelerator" {
   description = "What `resources.accelerator` of a sweep names."
   value       = var.gpu_pool.accelerator
 }
+
+output "workspace" {
+  description = "The workspace's disk as Kubernetes wants it; make kubeconfig applies it."
+  value       = templatefile("${path.module}/../k8s/workspace_gke.yaml", { network = google_compute_network.main.name })
+}
+
+output "archive" {
+  description = "What copies the workspace into the bucket every night; make archive applies it."
+  value       = templatefile("${path.module}/../k8s/archive_gke.yaml", { bucket = google_storage_bucket.workspace.name })
+}

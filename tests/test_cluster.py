@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_cluster import ToyCluster
 
-from flexrl import job_manifests, runs, snapshots
+from flexrl import job_manifests, runs, snapshots, trial
+from flexrl.cluster import context_of
 from flexrl.config import UserError
 from flexrl.fetching import fetch
 from flexrl.follower import INDEX_LABEL, JOB_LABEL, Follower, indexes
@@ -119,7 +120,7 @@ def test_a_pod_that_vanishes_leaves_what_was_seen_of_it(tmp_path: Path) -> None:
         toy.held = True  # nothing ends
         cluster.submit(jobs)
 
-        def take_machine_away() -> None:
+        def take_machine_away(*_: object) -> None:
             status = ledger.status(trials[0])
             if len(status.attempts) == 1 and ledger.log_of(trials[0], 0).is_file() and not status.attempts[0].end:
                 with toy.lock:
@@ -225,7 +226,7 @@ def test_a_job_that_somebody_deleted_is_told(tmp_path: Path) -> None:
         assert cluster.submit(jobs)
 
 
-FAULTS = st.dictionaries(st.integers(1, 60), st.sampled_from([429, 500, 503, "drop", "late", "cut"]), max_size=25)
+FAULTS = st.dictionaries(st.integers(1, 60), st.sampled_from([429, 500, 503, "drop", "late", "cut", "restart"]), max_size=25)
 OUTCOMES = st.lists(
     st.lists(st.sampled_from([0, 0, 1, 2, 75, 143, "disrupted"]), min_size=6, max_size=6), min_size=1, max_size=5
 )
@@ -249,7 +250,7 @@ def test_nothing_is_lost_and_nothing_doubled(
             for after in crashes:
                 left = [after]
 
-                def show(left: list[int] = left) -> None:
+                def show(*_: object, left: list[int] = left) -> None:
                     left[0] -= 1
                     if left[0] == 0:
                         raise Crash
@@ -328,6 +329,132 @@ def test_the_command_follows_what_it_left_and_runs_again_what_failed(tmp_path: P
     gone = subprocess.run(asked, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert gone.returncode == 2
     assert "is it up? kubectl cluster-info says more" in gone.stderr
+
+
+UNSCHEDULED = "0/1 nodes are available: 1 Insufficient cpu."
+NO_IMAGE = {"waiting": {"reason": "ErrImageNeverPull", "message": "Container image is not present with pull policy of Never"}}
+OBSTACLES = [
+    ({"conditions": [{"type": "PodScheduled", "status": "False", "message": UNSCHEDULED}]}, f"3 pods wait: {UNSCHEDULED}"),
+    (
+        {
+            "containerStatuses": [
+                {"name": "train", "image": "", "imageID": "", "ready": False, "restartCount": 0, "state": NO_IMAGE}
+            ]
+        },
+        "3 pods wait: ErrImageNeverPull Container image is not present with pull policy of Never",
+    ),
+]
+
+
+@pytest.mark.parametrize(("obstacle", "said"), OBSTACLES, ids=["unscheduled", "no image"])
+def test_why_pods_wait_is_told(tmp_path: Path, obstacle: dict[str, Any], said: str) -> None:
+    jobs, trials, ledger = a_sweep(tmp_path, 3)
+    with ToyCluster(lambda index, number: 0) as toy:
+        toy.obstacle = obstacle
+        cluster = toy.client()
+        cluster.submit(jobs)
+        seen: list[str] = []
+
+        def show(running: object, left: int, notes: Sequence[str]) -> None:
+            seen.extend(notes)
+            if said in notes:
+                assert [ledger.status(key).state for key in trials] == ["waiting"] * 3
+                toy.obstacle = None
+
+        Follower(cluster, jobs, ledger, show).run()
+        assert said in seen
+    check(ledger, trials, lambda index, number: 0)
+    assert all(attempt.obstacle is None for key in trials for attempt in ledger.status(key).attempts)
+
+
+def test_a_job_that_is_not_admitted_is_told(tmp_path: Path) -> None:
+    jobs, _, ledger = a_sweep(tmp_path, 1)
+    with ToyCluster(lambda index, number: 0) as toy:
+        toy.suspended = "Job suspended"
+        cluster = toy.client()
+        cluster.submit(jobs)
+        until = time.monotonic() + 20
+        while not (notes := Follower(cluster, jobs, ledger).look()):
+            assert time.monotonic() < until
+        assert notes == [f"Job {jobs[0].name}: is suspended: Job suspended"]
+        toy.suspended = None
+        assert Follower(cluster, jobs, ledger).run() == "Complete"
+
+
+def test_a_trial_that_gave_itself_up_is_neither_done_nor_failed(tmp_path: Path) -> None:
+    jobs, trials, ledger = a_sweep(tmp_path, 2)
+    with ToyCluster(lambda index, number: trial.GIVEN_UP if index else 0) as toy:
+        cluster = toy.client()
+        cluster.submit(jobs)
+        assert Follower(cluster, jobs, ledger).run() == "Complete"
+    assert [ledger.status(key).state for key in trials] == ["done", "given up"]
+    assert ledger.status(trials[1]).attempts[-1].how == trial.GIVEN_UP
+
+
+def test_a_watch_goes_on_after_a_restart_of_the_server(tmp_path: Path) -> None:
+    """Nobody listens for a while, and the versions from before are unknown then."""
+    jobs, trials, ledger = a_sweep(tmp_path, 4)
+    with ToyCluster(lambda index, number: 0, dict.fromkeys((2, 7, 11), "restart")) as toy:
+        cluster = toy.client()
+        cluster.submit(jobs)
+        assert Follower(cluster, jobs, ledger).run() == "Complete"
+        assert toy.oldest > 0
+    check(ledger, trials, lambda index, number: 0)
+
+
+def test_how_a_sweep_stands_is_looked_up_where_nobody_follows_it(tmp_path: Path) -> None:
+    """`status` and `logs` of a sweep whose submitter was stopped; what is known still, once the cluster is away."""
+    jobs, trials, ledger = a_sweep(tmp_path / "sweeps", 2)
+
+    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "submit_sweep.py", *arguments, "--workspace", str(tmp_path)]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    with ToyCluster(lambda index, number: 0) as toy:
+        environment = os.environ | {"KUBECONFIG": str(kubeconfig(tmp_path, toy)), "COLUMNS": "200"}
+        cluster = toy.client()
+        ledger.note_jobs(jobs, "toy")
+        toy.held = True
+        cluster.submit(jobs)
+        until = time.monotonic() + 60
+        while (log := ask("logs", "tiny", trials[0])).stdout != "begins\n":
+            assert time.monotonic() < until, log.stderr
+        following = subprocess.Popen(
+            [sys.executable, "submit_sweep.py", "logs", "tiny", trials[0], "--follow", "--workspace", str(tmp_path)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(1.0)
+        toy.held = False
+        assert following.communicate(timeout=60) == ("begins\nends with 0\n", None)
+        while "2 trials: 2 done" not in (told := ask("status", "tiny")).stdout:
+            assert time.monotonic() < until, told
+    away = ask("status", "tiny")
+    assert away.returncode == 0
+    ledger.set_status(trials[0], ledger.status(trials[0]))
+    assert away.stderr.startswith("as it was when somebody last looked: the cluster does not answer (")
+
+
+def test_a_target_has_a_cluster_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kubectl was used for last: what `make cluster-up` made for kind, what `make kubeconfig` noted for gke."""
+    contexts = [
+        {"name": name, "context": {"cluster": "c", "user": "u"}} for name in ("other", "kind-flex-rl", "gke_p_r_flex-rl")
+    ]
+    document = {"apiVersion": "v1", "kind": "Config", "current-context": "other", "contexts": contexts}
+    document |= {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}], "users": [{"name": "u", "user": {}}]}
+    path = tmp_path / "kubeconfig.yaml"
+    path.write_text(yaml.safe_dump(document))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    monkeypatch.setattr("flexrl.cluster.GKE_CONTEXT", tmp_path / ".gke_context")
+    assert context_of("kind") == "kind-flex-rl"
+    assert context_of("gke") is None  # nobody has noted one
+    (tmp_path / ".gke_context").write_text("gke_p_r_flex-rl\n")
+    assert context_of("gke") == "gke_p_r_flex-rl"
+    document["contexts"] = contexts[:1]
+    path.write_text(yaml.safe_dump(document))
+    assert (context_of("kind"), context_of("gke")) == (None, None)
 
 
 def test_index_ranges_are_read() -> None:

@@ -22,7 +22,7 @@ import yaml
 
 from flexrl import exit_codes, job_manifests, job_rules, machine, snapshots, sweeps, trial
 from flexrl.config import UserError
-from flexrl.early_stopping import StopSettings, given_up
+from flexrl.early_stopping import StopSettings, given_up, reached
 from flexrl.local_runner import Runner
 from flexrl.search import Search
 from flexrl.statistics import interquartile_mean
@@ -342,7 +342,7 @@ def test_trials_that_take_different_machines_have_jobs_of_their_own(tmp_path: Pa
     for job in (small, large):
         assert job_rules.problems(job.job) == []
         packed = base64.b64decode(job.config_map["binaryData"][job_manifests.TRIALS_FILE])
-        assert [trial.unpack(packed, index)["id"] for index in range(len(job.trials))] == list(job.trials)
+        assert [trial.unpack(packed, index)[0]["id"] for index in range(len(job.trials))] == list(job.trials)
     ledger = Ledger(tmp_path / "sweep")
     ledger.submit(sweep, trials, None)
     times = tmp_path / "times"
@@ -491,7 +491,7 @@ def test_manifests_are_what_kubernetes_takes(tmp_path: Path, target: Any, versio
         pod = one.pod
         assert ("nodeSelector" in pod) == (target != "kind" and number == 1)
         packed = base64.b64decode(one.config_map["binaryData"][job_manifests.TRIALS_FILE])
-        assert trial.unpack(packed, 3)["id"] == trials_of(path, image=image)[3].id
+        assert trial.unpack(packed, 3)[0]["id"] == trials_of(path, image=image)[3].id
 
 
 def broken(job: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -603,21 +603,31 @@ def curve(level: float, end: int = 900) -> list[tuple[float, float]]:
     return [(step, level * step) for step in range(100, end + 1, 100)]
 
 
+def lost(settings: StopSettings, curves: dict[str, list[list[tuple[float, float]]]], maximize: bool = True) -> set[str]:
+    """The points that are given up, by the curves of each point's seeds."""
+    scores: dict[int, dict[str, list[float]]] = {}
+    for name, seeds in curves.items():
+        for each in seeds:
+            for rung, value in reached(settings, each).items():
+                scores.setdefault(rung, {}).setdefault(name, []).append(value)
+    return given_up(settings, scores, maximize)
+
+
 def test_a_point_is_given_up_only_where_its_interval_is_below() -> None:
     clear = {"good": [curve(1.0), curve(1.01), curve(1.02)], "bad": [curve(0.1), curve(0.11), curve(0.12)]}
     asha = StopSettings(min_steps=300, factor=3)
-    assert given_up(asha, clear, maximize=True) == {"bad"}
-    assert given_up(asha, clear, maximize=False) == {"good"}
+    assert lost(asha, clear) == {"bad"}
+    assert lost(asha, clear, maximize=False) == {"good"}
     unsure = {"good": clear["good"], "bad": [curve(0.1), curve(0.5), curve(1.5)]}  # its interval reaches over the other
-    assert given_up(asha, unsure, maximize=True) == set()
+    assert lost(asha, unsure) == set()
     one_seed = {"good": clear["good"], "bad": [curve(0.1)]}
-    assert given_up(asha, one_seed, maximize=True) == set()
+    assert lost(asha, one_seed) == set()
     early = {name: [c[:2] for c in seeds] for name, seeds in clear.items()}  # nobody has reached the first rung
-    assert given_up(asha, early, maximize=True) == set()
+    assert lost(asha, early) == set()
     alone = StopSettings(min_steps=300, factor=2, over_seeds=False)
-    assert given_up(alone, {str(i): [curve(i)] for i in range(1, 7)}, maximize=True) == {"1", "2", "3"}
+    assert lost(alone, {str(i): [curve(i)] for i in range(1, 7)}) == {"1", "2", "3"}
     median = StopSettings(rule="median", min_steps=300, over_seeds=False)
-    assert given_up(median, {str(i): [curve(i)] for i in range(1, 6)}, maximize=True) == {"1", "2"}
+    assert lost(median, {str(i): [curve(i)] for i in range(1, 6)}) == {"1", "2"}
 
 
 def test_a_sweep_gives_up_what_falls_behind(tmp_path: Path) -> None:

@@ -22,10 +22,12 @@ PLURALS = {"jobs": "Job", "configmaps": "ConfigMap", "pods": "Pod", "resourcequo
 
 
 class ToyCluster:
-    """Runs a Job's pods one `tick` at a time; `plan` says how each attempt of an index ends: an exit code, or 'disrupted'.
+    """Runs a Job's pods one `tick` at a time; `plan` says how each attempt of an index ends: an exit code, 'disrupted', or the
+    last words of a pod that ends well.
 
     `faults` by number of the request: 429, 500, 503, 'drop' (the connection breaks before anything is done), 'late' (it is
-    done, and the answer is lost), 'cut' (a watch breaks after its first event).
+    done, and the answer is lost), 'cut' (a watch breaks after its first event), 'restart' (nobody listens for a while, and
+    then old versions are unknown: a watch from one is told 410, as its first event).
     """
 
     def __init__(self, plan: Callable[[int, int], int | str], faults: dict[int, Any] | None = None) -> None:
@@ -40,16 +42,40 @@ class ToyCluster:
         self.over: dict[str, tuple[set[int], set[int]]] = {}  # by Job: indexes that are done, and that failed
         self.counts: dict[str, dict[int, int]] = {}  # by Job: failures of each index that count
         self.held = False  # pods that run go on
+        self.obstacle: dict[str, Any] | None = None  # the status of pods that cannot begin
+        self.suspended: str | None = None  # why no Job may begin
+        self.oldest = 0  # version that a watch may begin from
         self.removes_read = False  # pods that have ended, once somebody has read their log
         self.read: set[str] = set()
-        handler = type("Handler", (_Handler,), {"cluster": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
         self.stopped = threading.Event()
-        self.threads = [
-            threading.Thread(target=self.server.serve_forever, args=(0.01,)),
-            threading.Thread(target=self._control),
-        ]
+        self.wanted = threading.Event()  # a restart
+        self._open(0)
+        self.port = int(self.server.server_address[1])
+        self.threads = [threading.Thread(target=self._control), threading.Thread(target=self._restart)]
+
+    def _open(self, port: int) -> None:
+        handler = type("Handler", (_Handler,), {"cluster": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self.server.daemon_threads = True
+        self.serving = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.serving.start()
+
+    def _close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.serving.join()
+
+    def _restart(self) -> None:
+        """Away and back, whenever it is wanted."""
+        while not self.stopped.is_set():
+            if self.wanted.wait(0.01):
+                self._close()
+                time.sleep(0.05)
+                with self.lock:
+                    self.version += 1
+                    self.oldest = self.version
+                    self.wanted.clear()
+                self._open(self.port)
 
     def __enter__(self) -> ToyCluster:
         for thread in self.threads:
@@ -58,14 +84,13 @@ class ToyCluster:
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self.server.shutdown()
-        self.server.server_close()
         for thread in self.threads:
             thread.join()
+        self._close()
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     def client(self, patience: float = 20.0) -> Cluster:
         configuration = client.Configuration(host=self.address, retries=False)
@@ -88,7 +113,11 @@ class ToyCluster:
             if pod["metadata"]["name"] in self.read:
                 del self.objects["pods", pod["metadata"]["name"]]
                 self._tell("DELETED", pod)
-        if status.get("conditions"):
+        if any(condition["type"] != "Suspended" for condition in status.get("conditions", [])):
+            return
+        status["conditions"] = [{"type": "Suspended", "status": "True" if self.suspended else "False"}]
+        if self.suspended:
+            status["conditions"][0]["message"] = self.suspended
             return
         done, failed = self.over.setdefault(name, (set(), set()))
         pods = [
@@ -98,8 +127,12 @@ class ToyCluster:
         ]
         for pod in pods:
             phase = pod["status"]["phase"]
-            if phase == "Pending":
-                pod["status"]["phase"] = "Running"
+            if phase == "Pending" and self.obstacle is not None:
+                if pod["status"] != {"phase": "Pending", **self.obstacle}:
+                    pod["status"] = {"phase": "Pending", **self.obstacle}
+                    self._tell("MODIFIED", pod)
+            elif phase == "Pending":
+                pod["status"] = {"phase": "Running"}
                 self.logs[pod["metadata"]["name"]] = "begins\n"
                 self._tell("MODIFIED", pod)
             elif phase == "Running" and not self.held:
@@ -126,9 +159,10 @@ class ToyCluster:
         name = pod["metadata"]["name"]
         number = int(name.rsplit("-", 1)[1])
         outcome = self.plan(index, number)
-        code = 137 if outcome == "disrupted" else int(outcome)
+        is_told = isinstance(outcome, str) and outcome != "disrupted"
+        code = 137 if outcome == "disrupted" else 0 if is_told else int(outcome)
         self.logs[name] += f"ends with {outcome}\n"
-        terminated = {"exitCode": code, "message": f"ends with {outcome}"}
+        terminated = {"exitCode": code, "message": outcome if is_told else f"ends with {outcome}"}
         container = {"name": "train", "image": "flex-rl", "imageID": "", "ready": False, "restartCount": 0}
         container["state"] = {"terminated": terminated}
         pod["status"] = {"phase": "Failed" if code else "Succeeded", "containerStatuses": [container]}
@@ -199,7 +233,10 @@ class _Handler(BaseHTTPRequestHandler):
             cluster.num_requests += 1
             fault = cluster.faults.get(cluster.num_requests)
         try:
-            if fault == "drop":
+            if fault == "restart":
+                cluster.wanted.set()
+                self._break()
+            elif fault == "drop":
                 self._break()
             elif isinstance(fault, int):
                 self._answer(fault, _refusal(fault, "not now"), {"Retry-After": "1"} if fault == 429 else None)
@@ -266,7 +303,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        while time.monotonic() < until and not self.cluster.stopped.is_set():
+        if seen < self.cluster.oldest:
+            gone = _refusal(410, "too old resource version")
+            self.wfile.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            return
+        while time.monotonic() < until and not self.cluster.stopped.is_set() and not self.cluster.wanted.is_set():
             with self.cluster.lock:
                 fresh = [event for event in self.cluster.events if event[0] > seen]
             for version, kind, pod in fresh:

@@ -1,0 +1,120 @@
+"""How the trials of a sweep see who falls behind: each notes what it came to at each rung, and leaves if it is given up.
+
+A trial judges itself, so that the rule holds wherever it runs: on this machine, and in a pod that nobody watches.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from flexrl import runs
+from flexrl.early_stopping import Curve, StopSettings, given_up, reached
+
+SECONDS_BETWEEN_LOOKS = 2.0
+SHARE_OF_TIME = 0.05  # of a trial's that judging may take
+
+
+@dataclass
+class Rungs:
+    """The rungs of a sweep in its folder: rungs/<metric>/<step>/<trial>, each a number that does not change any more."""
+
+    folder: Path  # of the sweep
+    rule: StopSettings
+    metric: str
+    maximize: bool
+    points: Mapping[str, str]  # of each trial of the sweep by its id: the point that it is judged with
+    _known: dict[int, dict[str, float]] = field(default_factory=dict)  # by rung and trial
+
+    @classmethod
+    def read(cls, folder: Path, document: Mapping[str, Any]) -> Rungs:
+        """As `document` has it, which a Job's pods are given."""
+        rule = StopSettings.model_validate(document["rule"])
+        return cls(folder, rule, document["metric"], document["maximize"], document["points"])
+
+    def document(self) -> dict[str, Any]:
+        """All that `read` wants to know, but for the folder."""
+        rule = self.rule.model_dump(mode="json")
+        return {"rule": rule, "metric": self.metric, "maximize": self.maximize, "points": dict(self.points)}
+
+    @property
+    def _place(self) -> Path:
+        return self.folder / "rungs" / quote(self.metric, safe="")
+
+    def note(self, trial: str) -> None:
+        """Writes down the rungs that the trial's metrics have reached."""
+        for rung, value in reached(self.rule, self._curve(trial)).items():
+            path = self._place / str(rung) / trial
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                runs.write_whole(path, repr(value))
+
+    def _curve(self, trial: str) -> Curve:
+        run = self.folder / "trials" / trial
+        if not (run / "metrics.jsonl").is_file():
+            return []
+        lines = [line for line in runs.read_metrics(run) if isinstance(line.get(self.metric), (int, float))]
+        return [(line["step"], float(line[self.metric])) for line in lines]
+
+    def look(self) -> bool:
+        """Reads what others have noted since the last time; whether there was anything."""
+        found = False
+        for rung in self._place.iterdir() if self._place.is_dir() else ():
+            known = self._known.setdefault(int(rung.name), {})
+            for name in os.listdir(rung):
+                if name in self.points and name not in known:
+                    known[name] = float((rung / name).read_text(encoding="utf-8"))
+                    found = True
+        return found
+
+    def given_up(self) -> set[str]:
+        """The trials, by id, of the points that the rule gives up, by all that was read."""
+        scores: dict[int, dict[str, list[float]]] = {}
+        for rung, values in self._known.items():
+            for trial in sorted(values):
+                scores.setdefault(rung, {}).setdefault(self._judged_as(trial), []).append(values[trial])
+        lost = given_up(self.rule, scores, self.maximize)
+        return {trial for trial in self.points if self._judged_as(trial) in lost}
+
+    def _judged_as(self, trial: str) -> str:
+        return self.points[trial] if self.rule.over_seeds else trial
+
+
+class Judge(threading.Thread):
+    """Beside a trial's verb, in its process: notes its rungs; when it is given up, SIGTERM, by which it saves and leaves."""
+
+    def __init__(self, rungs: Rungs, trial: str) -> None:
+        super().__init__(daemon=True)
+        self._rungs, self._trial = rungs, trial
+        self._over = threading.Event()
+        self._is_given_up = False
+
+    def is_given_up(self) -> bool:
+        """Whether the trial is, by what all have noted until now."""
+        self._rungs.note(self._trial)
+        if not self._is_given_up and self._rungs.look():
+            self._is_given_up = self._trial in self._rungs.given_up()
+        return self._is_given_up
+
+    def run(self) -> None:
+        """Until the trial is over or given up."""
+        wait = SECONDS_BETWEEN_LOOKS
+        while not self._over.wait(wait):
+            begin = time.monotonic()
+            if self.is_given_up():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            wait = max(SECONDS_BETWEEN_LOOKS, (time.monotonic() - begin) / SHARE_OF_TIME)
+
+    def end(self) -> bool:
+        """The verb has ended; whether it was stopped for being given up."""
+        self._over.set()
+        self.join()
+        return self._is_given_up
