@@ -139,7 +139,7 @@ cloud-up: need-cloud  ## build it: cluster, pools from zero machines, bucket, re
 	terraform -chdir=terraform apply -var project=$(PROJECT) $(ARGS)
 
 cloud-down: need-cloud  ## take it away again, once the workspace's disk is gone; the bucket stays
-	@disks=$$(gcloud filestore instances list --project $(PROJECT) --filter='networks.network~flex-rl' --format='value(name)') && \
+	@disks=$$(gcloud filestore instances list --project $(PROJECT) --filter="networks.network~$$($(OUTPUT) network 2>/dev/null || echo flex-rl)" --format='value(name)') && \
 	test -z "$$disks" || { echo "the workspace's disk is still there, and costs ($$disks): make archive copies what it holds into the bucket, then kubectl -n flex-rl delete pvc workspace and gcloud filestore instances delete NAME --location ZONE --project $(PROJECT)" >&2; exit 2; }
 	terraform -chdir=terraform apply -var project=$(PROJECT) -var deletion_protection=false -target=google_container_cluster.main $(ARGS)
 	-terraform -chdir=terraform state rm google_storage_bucket.workspace

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexrl import command_line, exit_codes, trial
+from flexrl import command_line, exit_codes
 from flexrl.config import UserError
 from flexrl.yaml_values import nearest
 
@@ -41,7 +41,9 @@ ASK_ABOUT = ("status", "logs", "report", "fetch", "cancel")
 
 def main() -> None:
     if sys.argv[1:] == ["trial"]:
-        trial.become()
+        from flexrl import pod
+
+        pod.become()
     if sys.argv[1:2] and sys.argv[1] in ASK_ABOUT:
         ask()
         return

@@ -1,4 +1,4 @@
-"""All eight skills of the humanoid from nothing, by the clock: the walk, then feet and getting up side by side, then both joined.
+"""All eight skills of the humanoid from nothing, by the clock: the walk, then feet and getting up side by side, then joined.
 
     python bench/hour.py --workspace workspace/hour
     python bench/skills.py --model workspace/hour/joined/latest --repeats 0      # what came of it

@@ -25,6 +25,7 @@ Target = Literal["local", "kind", "gke"]
 Manifest = dict[str, Any]
 TEMPLATES = ROOT / "k8s"
 TRIALS_FILE = "trials.json.gz"
+KIND_SHARE = 0.5  # of what a trial takes: Kind's own pods ask for 0.95 cores, and two trials are to fit on two
 MAX_CONFIG_MAP = 1 << 20  # bytes, of etcd
 UNITS = {
     "P": 10**15,
@@ -168,7 +169,11 @@ def _render(
     job, config_map = (fill(_read(TEMPLATES / file), holes) for file in ("job.yaml", "configmap.yaml"))
     if target != "local":
         uid, gid = (os.getuid(), os.getgid()) if os.getuid() else (10001, 10001)  # root is refused
-        job = merge(job, fill(_read(TEMPLATES / f"{target}.yaml"), {"uid": uid, "gid": gid}))
+        small = {
+            "cpu": f"{cpus(resources.cpu) * KIND_SHARE * 1000:.0f}m",
+            "memory": f"{num_bytes(resources.memory) * KIND_SHARE:.0f}",
+        }
+        job = merge(job, fill(_read(TEMPLATES / f"{target}.yaml"), {"uid": uid, "gid": gid, "small": small}))
     return TrialJob(without_nulls(job), without_nulls(config_map), tuple(each.id for each in trials))
 
 

@@ -1,6 +1,7 @@
 """What the Kubernetes API server refuses about a Job though its schema allows it, as one line each.
 
-After the server's own validation (pkg/apis/batch/validation of Kubernetes 1.36) and the documentation of Jobs.
+After the server's own validation (pkg/apis/batch/validation of Kubernetes 1.36), the documentation of Jobs, and PodSecurity's
+profile `restricted`, which the namespace enforces.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 IMMUTABLE = re.compile(r"@sha256:[0-9a-f]{64}$|:sha256-[0-9a-f]{12,64}$")  # the second is what `make load-image` tags
+VOLUMES = ("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret")
 MAX_PARALLELISM = 100_000
 MAX_RULES = 20
 ACTIONS = ("FailJob", "FailIndex", "Ignore", "Count")
@@ -23,7 +25,8 @@ def is_immutable(image: str) -> bool:
 
 def problems(job: Mapping[str, Any]) -> list[str]:
     """Everything that the server would refuse, or that would not do what it seems to; empty if there is nothing."""
-    return [*_of_indexes(job), *_of_failure_policy(job), *_of_pods(job)]
+    pod = job["spec"]["template"]["spec"]
+    return [*_of_indexes(job), *_of_failure_policy(job), *_of_pods(job), *of_security(pod)]
 
 
 def _of_indexes(job: Mapping[str, Any]) -> Iterator[str]:
@@ -109,6 +112,9 @@ def _of_pods(job: Mapping[str, Any]) -> Iterator[str]:
             if mount["name"] not in volumes:
                 yield f"{where}: volumeMounts: there is no volume '{mount['name']}'"
         resources = container.get("resources", {})
+        for name in ("cpu", "memory"):
+            if name not in resources.get("requests", {}):
+                yield f"{where}: resources.requests.{name}: quotas and queues count what a pod asks for; say how much"
         for kind in ("requests", "limits"):
             for name, quantity in resources.get(kind, {}).items():
                 if not isinstance(quantity, str):
@@ -117,3 +123,29 @@ def _of_pods(job: Mapping[str, Any]) -> Iterator[str]:
             yield f"{where}: nvidia.com/gpu: is set as a limit; the request follows"
         if not is_immutable(container.get("image", "")):
             yield f"{where}: image: without a digest it may become another"
+
+
+def of_security(pod: Mapping[str, Any]) -> Iterator[str]:
+    """What PodSecurity's profile `restricted` refuses of a pod, and what of our own is stricter."""
+    own = pod.get("securityContext", {})
+    for name in ("hostNetwork", "hostPID", "hostIPC"):
+        if pod.get(name):
+            yield f"{name}: a pod has nothing of its machine's"
+    for volume in pod.get("volumes", []):
+        for kind in sorted(set(volume) - {"name", *VOLUMES}):
+            yield f"volume '{volume['name']}': {kind}: only {', '.join(VOLUMES)}"
+    for container in [*pod.get("containers", []), *pod.get("initContainers", [])]:
+        where, context = f"container '{container['name']}'", container.get("securityContext", {})
+        both = {**own, **context}
+        if not both.get("runAsNonRoot") or both.get("runAsUser") == 0:
+            yield f"{where}: securityContext.runAsNonRoot: must be true, and runAsUser not 0"
+        if both.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+            yield f"{where}: securityContext.seccompProfile: must be RuntimeDefault"
+        if context.get("privileged"):
+            yield f"{where}: securityContext.privileged: must not be"
+        if context.get("allowPrivilegeEscalation") is not False:
+            yield f"{where}: securityContext.allowPrivilegeEscalation: must be false"
+        if context.get("capabilities") != {"drop": ["ALL"]}:
+            yield f"{where}: securityContext.capabilities: must drop ALL, and add none"
+        if not context.get("readOnlyRootFilesystem"):
+            yield f"{where}: securityContext.readOnlyRootFilesystem: must be true"

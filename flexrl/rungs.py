@@ -5,6 +5,7 @@ A trial judges itself, so that the rule holds wherever it runs: on this machine,
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -48,20 +49,13 @@ class Rungs:
     def _place(self) -> Path:
         return self.folder / "rungs" / quote(self.metric, safe="")
 
-    def note(self, trial: str) -> None:
-        """Writes down the rungs that the trial's metrics have reached."""
-        for rung, value in reached(self.rule, self._curve(trial)).items():
+    def note(self, trial: str, curve: Curve) -> None:
+        """Writes down the rungs that a trial's metric has reached."""
+        for rung, value in reached(self.rule, curve).items():
             path = self._place / str(rung) / trial
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 runs.write_whole(path, repr(value))
-
-    def _curve(self, trial: str) -> Curve:
-        run = self.folder / "trials" / trial
-        if not (run / "metrics.jsonl").is_file():
-            return []
-        lines = [line for line in runs.read_metrics(run) if isinstance(line.get(self.metric), (int, float))]
-        return [(line["step"], float(line[self.metric])) for line in lines]
 
     def look(self) -> bool:
         """Reads what others have noted since the last time; whether there was anything."""
@@ -95,13 +89,34 @@ class Judge(threading.Thread):
         self._rungs, self._trial = rungs, trial
         self._over = threading.Event()
         self._is_given_up = False
+        self._metrics = rungs.folder / "trials" / trial / "metrics.jsonl"
+        self._num_read = 0  # bytes
+        self._curve: list[tuple[float, float]] = []
 
     def is_given_up(self) -> bool:
         """Whether the trial is, by what all have noted until now."""
-        self._rungs.note(self._trial)
+        self._read()
+        self._rungs.note(self._trial, self._curve)
         if not self._is_given_up and self._rungs.look():
             self._is_given_up = self._trial in self._rungs.given_up()
         return self._is_given_up
+
+    def _read(self) -> None:
+        """The lines of metrics that are new; all of them where a trial that goes on has cut some off."""
+        size = self._metrics.stat().st_size if self._metrics.is_file() else 0
+        if size < self._num_read:
+            self._num_read, self._curve = 0, []
+        if size == self._num_read:
+            return
+        with self._metrics.open("rb") as file:
+            file.seek(self._num_read)
+            lines = file.read()
+        whole = lines[: lines.rfind(b"\n") + 1]
+        self._num_read += len(whole)
+        for line in map(json.loads, whole.splitlines()):
+            value = line.get(self._rungs.metric)
+            if isinstance(value, (int, float)):
+                self._curve.append((line["step"], float(value)))
 
     def run(self) -> None:
         """Until the trial is over or given up."""

@@ -72,9 +72,11 @@ def check_target(sweep: SweepSettings, asked: Submission) -> None:
     if asked.target == "local" and asked.image:
         raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
     if asked.target != "local" and not asked.image:
-        raise UserError(f"--image: {asked.target} needs one with a digest, as docker push or make load-image prints it")
+        raise UserError(
+            f"--image: {asked.target} needs one with a digest, as make load-image (kind) and make push-image (gke) print it"
+        )
     if asked.target == "gke" and "@sha256:" not in str(asked.image):
-        raise UserError(f"--image {asked.image}: has no digest; write NAME@sha256:..., as docker push prints it")
+        raise UserError(f"--image {asked.image}: has no digest; write NAME@sha256:..., as make push-image prints it")
 
 
 def scores_of(sweep: SweepSettings, ledger: Ledger, points: list[dict[str, Any]]) -> dict[int, float]:

@@ -32,3 +32,8 @@ output "archive" {
   description = "What copies the workspace into the bucket every night; make archive applies it."
   value       = templatefile("${path.module}/../k8s/archive_gke.yaml", { bucket = google_storage_bucket.workspace.name })
 }
+
+output "network" {
+  description = "Where the workspace's disk lies; make cloud-down looks for it there."
+  value       = google_compute_network.main.name
+}

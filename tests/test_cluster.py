@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -507,6 +508,43 @@ def test_what_finished_on_the_cluster_is_fetched_whole_or_not_at_all(tmp_path: P
         assert ledger.metrics_of(key) == [{"step": 10, "eval/return": 1.0}]
         assert not (ledger.trials / key / "replay").exists()
     assert sorted(path.name for path in ledger.trials.iterdir()) == trials[:2]
+
+
+def test_a_search_goes_on_from_job_to_job(tmp_path: Path, remote: Path) -> None:
+    """Each round a Job; what it came to is fetched before the next is chosen."""
+    rate = "learner.learning_rate"
+    values = {
+        "set": {"world": {"body": "half_cheetah", "task": "v5"}},
+        "search": {"n": 4, "at_a_time": 2, "axes": {rate: {"log_uniform": [1e-5, 1e-3]}}},
+        "metric": "eval/return",
+    }
+    sweep, workspace = tmp_path / "tiny.yaml", tmp_path / "workspace"
+    sweep.write_text(yaml.safe_dump(values))
+
+    def plan(index: int, number: int) -> int:
+        """The pod trains: its return is its learning rate."""
+        name = [name for plural, name in toy.created if plural == "configmaps"][-1]
+        packed = base64.b64decode(toy.objects["configmaps", name]["binaryData"][job_manifests.TRIALS_FILE])
+        row, _ = trial.unpack(packed, index)
+        run = remote / "sweeps" / "tiny" / "trials" / row["id"]
+        snapshots.write(run / "latest", {"policy.safetensors": row["id"].encode()})
+        line = {"step": 10, "eval/return": row["settings"]["learner"]["learning_rate"]}
+        (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        return 0
+
+    with ToyCluster(plan) as toy:
+        environment = os.environ | {"KUBECONFIG": str(kubeconfig(tmp_path, toy))}
+        command = [sys.executable, "submit_sweep.py", "--sweep", str(sweep), "--workspace", str(workspace)]
+        command += ["--target", "gke", "--image", IMAGE]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [plural for plural, _ in toy.created if plural != "pods"] == ["configmaps", "jobs"] * 2
+        again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert "= 4 done" in again.stdout, again.stderr
+    ledger = Ledger(workspace / "sweeps" / "tiny")
+    scores = {entry.point[rate]: ledger.last_value(entry.id, "eval/return") for entry in ledger.entries().values()}
+    assert len(scores) == 4
+    assert all(point == score for point, score in scores.items())
 
 
 def test_what_ran_here_is_not_fetched(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+
+from flexrl import job_rules
 
 ROOT = Path(__file__).parent.parent
 OVERLAYS_AND_TEMPLATES = ("job.yaml", "configmap.yaml", "fetch.yaml", "kind.yaml", "gke.yaml", "kind_cluster.yaml")
@@ -34,20 +35,13 @@ def test_pods_keep_to_the_restricted_profile() -> None:
         yaml.safe_load((ROOT / "k8s" / "fetch.yaml").read_text())["spec"],
     ]
     for path in MANIFESTS:
-        pods += [d["spec"]["template"]["spec"] for d in yaml.safe_load_all(path.read_text()) if d["kind"] == "Deployment"]
-    assert len(pods) == 3
+        for document in yaml.safe_load_all(path.read_text()):
+            if document["kind"] in ("Deployment", "CronJob"):
+                spec = document["spec"]
+                pods.append(spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"])
+    assert len(pods) == 4
     for pod in pods:
-        check_restricted(pod)
-
-
-def check_restricted(pod: dict[str, Any]) -> None:
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-    assert not any("hostPath" in volume for volume in pod["volumes"])
-    for container in pod["containers"]:
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert not list(job_rules.of_security(pod))
 
 
 CHART_IMAGE = "registry.example/flex-rl@sha256:" + "ab" * 32
@@ -87,7 +81,7 @@ def test_the_chart_comes_to_what_kubernetes_takes(options: str) -> None:
         pods = [kinds["Deployment"]["spec"]["template"]]
     assert ("HorizontalPodAutoscaler" in kinds) == ("autoscaling" in options)
     for pod in pods:
-        check_restricted(pod["spec"])
+        assert not list(job_rules.of_security(pod["spec"]))
         labels = pod["metadata"]["labels"]
         wanted = kinds["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
         assert wanted.items() <= labels.items()

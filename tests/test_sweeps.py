@@ -24,6 +24,7 @@ from flexrl import exit_codes, job_manifests, job_rules, machine, snapshots, swe
 from flexrl.config import UserError
 from flexrl.early_stopping import StopSettings, given_up, reached
 from flexrl.local_runner import Runner
+from flexrl.rungs import Judge, Rungs
 from flexrl.search import Search
 from flexrl.statistics import interquartile_mean
 from flexrl.sweep_ledger import Attempt, Ledger, Status
@@ -539,7 +540,17 @@ RULE = "spec.podFailurePolicy.rules.0"
         (f"{TRAIN}.resources.requests.cpu", 1, 'quantities are text, such as "1"'),
         (f"{TRAIN}.resources.limits", {"memory": "1Gi"}, ""),
         (f"{TRAIN}.resources", {"requests": {"nvidia.com/gpu": "1"}}, "is set as a limit"),
+        (f"{TRAIN}.resources.requests.memory", None, "resources.requests.memory: quotas and queues count"),
         (f"{TRAIN}.image", "flex-rl:latest", "without a digest"),
+        (f"{POD}.hostNetwork", True, "hostNetwork: a pod has nothing of its machine's"),
+        (f"{POD}.volumes", [{"name": "trials", "hostPath": {"path": "/"}}], "volume 'trials': hostPath: only configMap"),
+        (f"{POD}.securityContext.runAsUser", 0, "runAsNonRoot: must be true, and runAsUser not 0"),
+        (f"{POD}.securityContext.runAsNonRoot", None, "runAsNonRoot: must be true"),
+        (f"{POD}.securityContext.seccompProfile", None, "seccompProfile: must be RuntimeDefault"),
+        (f"{TRAIN}.securityContext.privileged", True, "privileged: must not be"),
+        (f"{TRAIN}.securityContext.allowPrivilegeEscalation", None, "allowPrivilegeEscalation: must be false"),
+        (f"{TRAIN}.securityContext.capabilities", {"drop": ["ALL"], "add": ["SYS_ADMIN"]}, "must drop ALL, and add none"),
+        (f"{TRAIN}.securityContext.readOnlyRootFilesystem", False, "readOnlyRootFilesystem: must be true"),
         (f"{POD}.volumes", [], "there is no volume 'trials'"),
     ],
 )
@@ -630,6 +641,34 @@ def test_a_point_is_given_up_only_where_its_interval_is_below() -> None:
     assert lost(median, {str(i): [curve(i)] for i in range(1, 6)}) == {"1", "2"}
 
 
+def test_trials_see_for_themselves_that_they_are_given_up(tmp_path: Path) -> None:
+    """By small files in the sweep's folder: those that run, those that have not begun, those that a kill has cut."""
+    points = {"a0": "a", "a1": "a", "b0": "b", "b1": "b"}
+    told = Rungs(tmp_path, StopSettings(min_steps=300), "eval/return", True, points).document()
+    judges = {key: Judge(Rungs.read(tmp_path, json.loads(json.dumps(told))), key) for key in points}
+    for key in points:
+        (tmp_path / "trials" / key).mkdir(parents=True)
+
+    def write(key: str, level: float, end: int) -> None:
+        lines = [json.dumps({"step": step, "eval/return": value}) for step, value in curve(level, end)]
+        (tmp_path / "trials" / key / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 990, "eval/ret']))
+
+    write("a0", 1.0, 900)
+    write("a1", 1.01, 200)
+    write("b0", 0.1, 300)
+    assert not any(judge.is_given_up() for judge in judges.values())
+    assert sorted(path.name for path in (tmp_path / "rungs" / "eval%2Freturn" / "300").iterdir()) == ["a0", "b0"]
+    write("a1", 1.01, 100)  # it was cut, and goes on from before
+    assert not judges["a1"].is_given_up()
+    write("a1", 1.01, 400)
+    write("b1", 0.12, 300)
+    judges["a1"].is_given_up()
+    judges["b1"].is_given_up()
+    assert {key for key, judge in judges.items() if judge.is_given_up()} == {"b0", "b1"}
+    stranger = Rungs.read(tmp_path, told | {"points": {"c0": "c", "c1": "c"}})  # other trials of the same folder
+    assert not stranger.look()
+
+
 def test_a_sweep_gives_up_what_falls_behind(tmp_path: Path) -> None:
     """Judged by a metric that is known beforehand: the learning rate. The better rate comes first and is whole."""
     changes = {"set": {**TINY["set"], "num_steps": 20_000, "save_every": 30}, "grid": {"learner.learning_rate": [1e-3, 1e-4]}}
@@ -647,6 +686,11 @@ def test_a_sweep_gives_up_what_falls_behind(tmp_path: Path) -> None:
             assert status.attempts[-1].how == "given up: others of the sweep do better"
     again = submit(path, tmp_path / "workspace")
     assert "= 4 done" in again.stdout
+    whole = submit(written(tmp_path, **changes, metric="train/learning_rate"), tmp_path / "workspace")  # without the rule
+    assert whole.returncode == 0, whole.stderr
+    assert "2 done" in whole.stdout
+    assert {ledger.status(key).state for key in ledger.entries()} == {"done"}
+    assert {ledger.step_of(key) for key in ledger.entries()} == {20_224}
 
 
 def test_a_search_goes_where_it_is_better_and_goes_on_alike(tmp_path: Path) -> None:
@@ -741,5 +785,5 @@ def test_no_axis_long_names_and_tags_are_told(tmp_path: Path) -> None:
     long.write_text("name: short\ngrid: {learner.gamma: [0.9]}\n")
     assert load_sweep(long).name == "short"
     tagged = submit(long, tmp_path, "--target", "gke", "--image", "repo/flex-rl:sha256-abcdef012345", "--plan")
-    line = "--image repo/flex-rl:sha256-abcdef012345: has no digest; write NAME@sha256:..., as docker push prints it\n"
+    line = "--image repo/flex-rl:sha256-abcdef012345: has no digest; write NAME@sha256:..., as make push-image prints it\n"
     assert (tagged.returncode, tagged.stderr) == (2, line)

@@ -120,6 +120,24 @@ run "dev_machine" {
   }
 }
 
+run "what_kubernetes_is_given" {
+  command = plan
+  variables {
+    name = "robots"
+  }
+
+  assert {
+    condition     = yamldecode(split("---", output.workspace)[0]).parameters.network == "robots"
+    error_message = "the workspace's disk must lie on this network"
+  }
+  assert {
+    condition = one([
+      for volume in yamldecode(output.archive).spec.jobTemplate.spec.template.spec.volumes : volume.csi.volumeAttributes.bucketName if volume.name == "bucket"
+    ]) == "my-robots-1-robots-workspace"
+    error_message = "the workspace must be archived in this project's bucket"
+  }
+}
+
 run "everybody_is_no_admin" {
   command = plan
   variables {

@@ -1,0 +1,71 @@
+"""What a pod of a sweep's Job runs: finds its trial by its index, and becomes the trial's verb."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from flexrl import exit_codes
+from flexrl.rungs import Judge, Rungs
+from flexrl.trial import GIVEN_UP, INDEX, LOCK_WAIT, ROOT, TERMINATION_LOG, TIED, TRIALS, WORKSPACE, mark_of, unpack
+from flexrl.yaml_values import UserError
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def become() -> NoReturn:
+    """Runs the verb of its trial as this process's script, which goes on where an earlier attempt was saved.
+
+    In the same interpreter: a new one would read all modules once more.
+    """
+    missing = [name for name in (TRIALS, WORKSPACE, INDEX) if name not in os.environ]
+    if missing:
+        raise UserError(f"submit_sweep.py trial: is what a sweep's Job runs; {', '.join(missing)} is not set")
+    row, rungs = unpack(Path(os.environ[TRIALS]).read_bytes(), int(os.environ[INDEX]))
+    folder = Path(os.environ[WORKSPACE])
+    path = folder / "configs" / f"{row['id']}.yaml"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+        temporary.write_text(yaml.safe_dump(row["settings"], sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(temporary, path)
+    if TIED in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(os.environ[TIED]):  # it was gone before
+            sys.exit(exit_codes.PREEMPTED)
+    os.environ[LOCK_WAIT] = "60"
+    arguments = ["--name", row["id"], "--workspace", str(folder / "trials"), "--config", str(path), "--resume"]
+    sys.argv = [str(ROOT / row["verb"]), *arguments]
+    mark = mark_of(folder, row["id"])
+    mark.unlink(missing_ok=True)
+    if rungs is None:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        _run_judged(Judge(Rungs.read(folder, rungs), row["id"]), mark)
+    sys.exit(exit_codes.DONE)
+
+
+def _run_judged(judge: Judge, mark: Path) -> None:
+    """The verb, beside it who stops it when others of the sweep do better; that is a good end, and so the Job has it."""
+    if not judge.is_given_up():
+        judge.start()
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as left:
+            if not judge.end() or left.code != exit_codes.PREEMPTED:
+                raise
+        else:
+            judge.end()
+            return
+    print(GIVEN_UP, file=sys.stderr)
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    if TERMINATION_LOG.is_file():
+        TERMINATION_LOG.write_text(GIVEN_UP, encoding="utf-8")
