@@ -9,6 +9,7 @@ TARGET ?= local
 # of a sweep on a cluster: IMAGE=... with its digest, or what `make load-image` (kind) or `make push-image` (gke) brought there last
 DIGEST  = $(if $(filter-out flex-rl,$(IMAGE)),$(IMAGE),$(shell cat workspace/.$(TARGET)_image 2>/dev/null))
 OUTPUT  = terraform -chdir=terraform output -raw
+KUBECTL = snap install kubectl --classic, or brew install kubectl
 ROOM    = 20  # GB that images and a cluster take
 GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
@@ -85,7 +86,7 @@ need-docker:
 	@docker info >/dev/null 2>&1 || { echo "no Docker engine answers; start it: systemctl start docker" >&2; exit 2; }
 
 need-kubectl:
-	@command -v kubectl >/dev/null || { echo "kubectl is not installed: https://kubernetes.io/docs/tasks/tools/" >&2; exit 2; }
+	@command -v kubectl >/dev/null || { echo "kubectl is not installed: $(KUBECTL)" >&2; exit 2; }
 	@kubectl get --raw /version --request-timeout=5s >/dev/null 2>&1 || \
 	{ echo "no cluster answers: make cluster-up starts one here, make kubeconfig PROJECT=... STATE=... names GKE's" >&2; exit 2; }
 
@@ -93,7 +94,7 @@ need-cluster:
 	@missing=0; \
 	command -v docker >/dev/null || { missing=2; echo "docker is not installed: apt install docker.io, or https://docs.docker.com/engine/install/"; }; \
 	command -v kind >/dev/null || { missing=2; echo "kind is not installed: go install sigs.k8s.io/kind@latest, or brew install kind"; }; \
-	command -v kubectl >/dev/null || { missing=2; echo "kubectl is not installed: snap install kubectl --classic, or brew install kubectl"; }; \
+	command -v kubectl >/dev/null || { missing=2; echo "kubectl is not installed: $(KUBECTL)"; }; \
 	exit $$missing >&2
 	@$(MAKE) --no-print-directory need-docker
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,8 @@ from flexrl.config import UserError
 from flexrl.learners import Learner
 from flexrl.motor_settings import MotorSettings
 from flexrl.networks import OTHERS, MotorActorCriticPolicy
+from flexrl.normaliser import Numbers
 from flexrl.policies import Snapshot
-
-EPSILON = 1e-8  # VecNormalize's
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def init_from(learner: Learner, parents: Parents, world: object) -> None:
             raise UserError(f"{parent.where}: it has networks apart itself; name a policy of one network")
         if _goal_of(parent) != _goal_of(parents.shared):
             raise UserError(f"{parent.where}: it sees another goal than {parents.shared.where}; they must see the same")
-    numbers = None if learner.normaliser is None else _Numbers.pooled([_Numbers.of(parent.snapshot) for parent in parents.all])
+    numbers = None if learner.normaliser is None else Numbers.pooled([Numbers.of(parent.snapshot) for parent in parents.all])
     for_all = numbers if parents.apart else None
     weights = _weights_of(parents.shared, learner, for_all)
     for skill, parent in parents.apart.items():
@@ -76,14 +75,14 @@ def init_from(learner: Learner, parents: Parents, world: object) -> None:
         numbers.give_to(learner)
 
 
-def _weights_of(parent: Parent, learner: Learner, numbers: _Numbers | None) -> dict[str, NDArray[Any]]:
+def _weights_of(parent: Parent, learner: Learner, numbers: Numbers | None) -> dict[str, NDArray[Any]]:
     """A parent's weights as those of all of the learner's networks, for a normaliser of `numbers` (null: its own).
 
     UserError if it is a network of another kind.
     """
     weights = snapshots.read_arrays(parent.snapshot.folder / "policy.safetensors")
     if numbers is not None:
-        weights = _Numbers.of(parent.snapshot).translate(weights, numbers)
+        weights = Numbers.of(parent.snapshot).translate(weights, numbers)
     if isinstance(learner.model.policy, MotorActorCriticPolicy):
         weights = learner.model.policy.split(weights)
     fresh = learner.policy_arrays()
@@ -137,58 +136,3 @@ def _widened(array: NDArray[np.floating], fresh: NDArray[np.floating]) -> NDArra
     if array.shape == fresh.shape:
         return array
     return np.concatenate([array, np.zeros((len(array), fresh.shape[1] - array.shape[1]), array.dtype)], axis=1)
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """What a normaliser has counted."""
-
-    mean: NDArray[np.float64] | None  # of observations, (obs_dim,); None: they are not normalised
-    variance: NDArray[np.float64] | None
-    return_variance: NDArray[np.float64]  # ()
-    count: float  # steps
-
-    @classmethod
-    def of(cls, parent: Snapshot) -> _Numbers:
-        """A snapshot's."""
-        arrays = snapshots.read_arrays(parent.folder / "normaliser.safetensors")
-        return cls(arrays.get("mean"), arrays.get("variance"), arrays["return_variance"], float(parent.about["num_steps"]))
-
-    @classmethod
-    def pooled(cls, several: Sequence[_Numbers]) -> _Numbers:
-        """Of what several saw, each weighed alike; returns are the first's."""
-        first, count = several[0], sum(numbers.count for numbers in several)
-        means = np.array([numbers.mean for numbers in several if numbers.mean is not None])
-        variances = np.array([numbers.variance for numbers in several if numbers.variance is not None])
-        if len(several) == 1 or len(means) == 0:
-            return replace(first, count=count)
-        return cls(means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0), first.return_variance, count)
-
-    def translate(self, weights: Mapping[str, NDArray[Any]], other: _Numbers) -> dict[str, NDArray[Any]]:
-        """The weights of one network that saw observations and returns by these numbers, for those by `other`."""
-        result = dict(weights)
-        scale = np.sqrt((self.return_variance + EPSILON) / (other.return_variance + EPSILON))
-        for name in {"value_net.weight", "value_net.bias"} & set(weights):
-            result[name] = (weights[name] * scale).astype(weights[name].dtype)
-        if self.mean is None or self.variance is None or other.mean is None or other.variance is None:
-            return result
-        deviation = np.sqrt(self.variance + EPSILON)
-        stretch, shift = np.sqrt(other.variance + EPSILON) / deviation, (other.mean - self.mean) / deviation
-        for layer in ("mlp_extractor.policy_net.0", "mlp_extractor.value_net.0"):
-            if f"{layer}.weight" not in weights:
-                continue  # another kind of network, which is refused next
-            matrix = weights[f"{layer}.weight"].astype(np.float64)
-            result[f"{layer}.bias"] = (weights[f"{layer}.bias"] + matrix @ shift).astype(np.float32)
-            matrix *= stretch
-            result[f"{layer}.weight"] = matrix.astype(np.float32)
-        return result
-
-    def give_to(self, learner: Learner) -> None:
-        """As after all that the parents saw; for new inputs mean 0 and variance 1, which its next steps correct."""
-        normaliser = learner.normaliser
-        assert normaliser is not None
-        if normaliser.norm_obs and self.mean is not None and self.variance is not None:
-            known = len(self.mean)
-            normaliser.obs_rms.mean[:known], normaliser.obs_rms.var[:known] = self.mean, self.variance
-            normaliser.obs_rms.count = self.count
-        normaliser.ret_rms.var, normaliser.ret_rms.count = self.return_variance, self.count

@@ -426,7 +426,9 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("learner_settings", "learners", "dataset", "dataset_writer"), 3),
         **dict.fromkeys(("windows", "dt", "parallel", "offline", "offline_policy"), 3),
         **dict.fromkeys(("collector", "collection", "dataset_exports", "dataset_report", "offline_training", "training"), 4),
-        **dict.fromkeys(("policies", "tour", "warm_start", "evaluation", "playing", "lineage", "ledger", "plots"), 4),
+        **dict.fromkeys(
+            ("policies", "tour", "warm_start", "normaliser", "evaluation", "playing", "lineage", "ledger", "plots"), 4
+        ),
         **dict.fromkeys(
             (
                 "early_stopping",
