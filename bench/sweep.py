@@ -2,6 +2,7 @@
 
 python bench/sweep.py                      # 1,000 trials: --plan, and expand + render + validate; seconds
 python bench/sweep.py --run --seconds 60   # eight trainings of so long, by the sweep and by xargs -P beside it; 20 minutes
+python bench/sweep.py --run --in-turn --seconds 120   # the same one after the other, each on all cores; 35 minutes
 python bench/sweep.py --chaos              # a sweep of which a fifth of the attempts is killed, against one left alone
 """
 
@@ -65,16 +66,17 @@ def plan(folder: Path) -> None:
     )
 
 
-def run(folder: Path, wanted: float, repeats: int) -> None:
+def run(folder: Path, wanted: float, repeats: int, in_turn: bool) -> None:
     """The same trainings by a sweep and by xargs at the same time, each on one half of the cores, and then on the other half.
 
-    One after the other they differ by more than a sweep costs, as the machine does from one quarter of an hour to the next.
-    What is spent outside of the runs, as their lineage has them, is told too: the plan, starting processes, noticing their end.
+    One after the other (`in_turn`: sweep, loop, loop, sweep) they differ by what the machine does from one quarter of an hour to
+    the next too. What is spent outside of the runs, as their lineage has them, is told: the plan, starting processes, noticing
+    their end.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit("two cores at least are needed: one half for the sweep, the other for the shell loop")
-    halves = [cores[: len(cores) // 2], cores[len(cores) // 2 : 2 * (len(cores) // 2)]]
+    halves = [cores, cores] if in_turn else [cores[: len(cores) // 2], cores[len(cores) // 2 : 2 * (len(cores) // 2)]]
     num_steps = int(wanted * steps_per_second(folder))
     values = {**TRAINING, "num_steps": num_steps}
     print(f"{NUM_TRAININGS} trainings of {num_steps:,} steps, {len(halves[0])} at a time", flush=True)
@@ -86,9 +88,10 @@ def run(folder: Path, wanted: float, repeats: int) -> None:
         sweep = [sys.executable, "submit_sweep.py", "--sweep", str(path), "--workspace", str(ours)]
         loop = ["xargs", "-P", str(len(halves[0])), "-I{}", sys.executable, "train.py", "--name", "loop{}"]
         loop += ["--workspace", str(theirs), "--config", str(config), "--set", "seed={}"]
-        with ThreadPoolExecutor(2) as pool:
-            timed = [pool.submit(seconds_of, *each) for each in ((sweep, halves[turn % 2]), (loop, halves[1 - turn % 2]))]
-            of_sweep, of_loop = (each.result() for each in timed)
+        with ThreadPoolExecutor(1 if in_turn else 2) as pool:
+            both = [(sweep, halves[turn % 2]), (loop, halves[1 - turn % 2])]
+            timed = [pool.submit(seconds_of, *each) for each in (both[::-1] if in_turn and turn % 2 else both)]
+            of_sweep, of_loop = (each.result() for each in (timed[::-1] if in_turn and turn % 2 else timed))
         around = of_sweep - seconds_inside(ours / "sweeps" / "eight" / "trials", len(halves[0]))
         around_theirs = of_loop - seconds_inside(theirs, len(halves[0]))
         ratios.append(of_sweep / of_loop)
@@ -162,13 +165,14 @@ def chaos(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true")
+    parser.add_argument("--in-turn", action="store_true", help="one after the other, each on all cores")
     parser.add_argument("--chaos", action="store_true")
     parser.add_argument("--seconds", type=float, default=60.0, help="of a training")
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.run:
-            run(Path(temporary), arguments.seconds, arguments.repeats)
+            run(Path(temporary), arguments.seconds, arguments.repeats, arguments.in_turn)
         elif arguments.chaos:
             chaos(Path(temporary))
         else:

@@ -145,6 +145,7 @@ def _render(
         "app.kubernetes.io/component": sweep.verb.removesuffix(".py").replace("_", "-"),
         "app.kubernetes.io/instance": name,
         "app.kubernetes.io/managed-by": "submit-sweep",
+        "app.kubernetes.io/version": commit and commit[:12],
         "flex-rl/sweep": sweep.name,
         "kueue.x-k8s.io/queue-name": sweep.queue,
     }
