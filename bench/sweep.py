@@ -69,9 +69,8 @@ def plan(folder: Path) -> None:
 def run(folder: Path, wanted: float, repeats: int, in_turn: bool) -> None:
     """The same trainings by a sweep and by xargs at the same time, each on one half of the cores, and then on the other half.
 
-    One after the other (`in_turn`: sweep, loop, loop, sweep) they differ by what the machine does from one quarter of an hour to
-    the next too. What is spent outside of the runs, as their lineage has them, is told: the plan, starting processes, noticing
-    their end.
+    One after the other (`in_turn`: sweep, loop, loop, sweep) they also differ by what the machine does from quarter to
+    quarter of an hour. What is spent outside of the runs, by their lineage, is told: plan, starts, noticing an end.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
