@@ -154,7 +154,7 @@ kubeconfig: need-cloud  ## let kubectl and submit_sweep.py reach that cluster, a
 	$(OUTPUT) workspace | kubectl apply -f -
 	kubectl -n flex-rl annotate --overwrite serviceaccount flex-rl-train iam.gke.io/gcp-service-account=$$($(OUTPUT) train_service_account)
 
-push-image: build-runtime need-cloud  ## bring the runtime image into that project's registry, for make sweep TARGET=gke
+push-image: need-cloud build-runtime  ## bring the runtime image into that project's registry, for make sweep TARGET=gke
 	@name=$$($(OUTPUT) repository)/flex-rl; tag=sha256-$$(docker image inspect --format '{{.Id}}' $(IMAGE) | cut -c8-31); \
 	gcloud auth configure-docker --quiet $${name%%/*} && docker tag $(IMAGE) $$name:$$tag && \
 	{ docker manifest inspect $$name:$$tag >/dev/null 2>&1 || docker push $$name:$$tag; } && docker pull --quiet $$name:$$tag >/dev/null && \
