@@ -8,6 +8,10 @@ SWEEP  ?= examples/half_cheetah_sweep.yaml
 TARGET ?= local
 # of a sweep on a cluster: IMAGE=... with its digest, or what `make load-image` (kind) or `make push-image` (gke) brought there last
 DIGEST  = $(if $(filter-out flex-rl,$(IMAGE)),$(IMAGE),$(shell cat workspace/.$(TARGET)_image 2>/dev/null))
+# kubectl at the cluster that `make cluster-up` or `make kubeconfig` made, whatever it was used for last
+AT_KIND = kubectl --context kind-flex-rl
+AT_GKE  = kubectl --context "$$(cat workspace/.gke_context)"
+AT      = $(if $(filter gke,$(TARGET)),$(AT_GKE),$(AT_KIND))
 OUTPUT  = terraform -chdir=terraform output -raw
 KUBECTL = snap install kubectl --classic, or brew install kubectl
 ROOM    = 20  # GB that images and a cluster take
@@ -52,10 +56,10 @@ ifeq ($(TARGET),local)
 else
 	@$(MAKE) --no-print-directory need-kubectl
 	@$(MAKE) --no-print-directory need-image
-	kubectl apply -f k8s/tensorboard.yaml
-	kubectl -n flex-rl set image deployment/tensorboard tensorboard=$(DIGEST)
-	kubectl -n flex-rl rollout status deployment/tensorboard --timeout=300s
-	kubectl -n flex-rl port-forward service/tensorboard 6006:6006 --address 127.0.0.1
+	$(AT) apply -f k8s/tensorboard.yaml
+	$(AT) -n flex-rl set image deployment/tensorboard tensorboard=$(DIGEST)
+	$(AT) -n flex-rl rollout status deployment/tensorboard --timeout=300s
+	$(AT) -n flex-rl port-forward service/tensorboard 6006:6006 --address 127.0.0.1
 endif
 
 bench: $(VENV)/.installed  ## the figures of docs/RESULTS.md that take minutes, not hours
@@ -87,7 +91,7 @@ need-docker:
 
 need-kubectl:
 	@command -v kubectl >/dev/null || { echo "kubectl is not installed: $(KUBECTL)" >&2; exit 2; }
-	@kubectl get --raw /version --request-timeout=5s >/dev/null 2>&1 || \
+	@$(AT) get --raw /version --request-timeout=5s >/dev/null 2>&1 || \
 	{ echo "no cluster answers: make cluster-up starts one here, make kubeconfig PROJECT=... STATE=... names GKE's" >&2; exit 2; }
 
 need-cluster:
@@ -114,7 +118,7 @@ build-runtime: need-docker  ## build the image that clusters run (TORCH_INDEX=UR
 cluster-up: need-room need-cluster  ## a Kind cluster on this machine, its workspace being this folder's
 	mkdir -p workspace
 	kind create cluster --name flex-rl --config k8s/kind_cluster.yaml
-	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml -f k8s/workspace_kind.yaml
+	$(AT_KIND) apply -f k8s/namespace.yaml -f k8s/access.yaml -f k8s/workspace_kind.yaml
 
 load-image: need-room need-cluster build-runtime  ## bring the runtime image into the Kind cluster, for make sweep TARGET=kind
 	@id=$$(docker image inspect --format '{{.Id}}' $(IMAGE) | cut -c8-31); \
@@ -140,7 +144,9 @@ cloud-up: need-cloud  ## build it: cluster, pools from zero machines, bucket, re
 	terraform -chdir=terraform apply -var project=$(PROJECT) $(ARGS)
 
 cloud-down: need-cloud  ## take it away again, once the workspace's disk is gone; the bucket stays
-	@disks=$$(gcloud filestore instances list --project $(PROJECT) --filter="networks.network~$$($(OUTPUT) network 2>/dev/null || echo flex-rl)" --format='value(name)') && \
+	@network=$$($(OUTPUT) network 2>/dev/null || echo flex-rl); \
+	disks=$$(gcloud filestore instances list --project $(PROJECT) --filter="networks.network~(^|/)$$network$$" --format='value(name)') || \
+	{ echo "whether the workspace's disk is still there cannot be told; mend what gcloud says, and call this again" >&2; exit 2; }; \
 	test -z "$$disks" || { echo "the workspace's disk is still there, and costs ($$disks): make archive copies what it holds into the bucket, then kubectl -n flex-rl delete pvc workspace and gcloud filestore instances delete NAME --location ZONE --project $(PROJECT)" >&2; exit 2; }
 	terraform -chdir=terraform apply -var project=$(PROJECT) -var deletion_protection=false -target=google_container_cluster.main $(ARGS)
 	-terraform -chdir=terraform state rm google_storage_bucket.workspace
@@ -148,11 +154,14 @@ cloud-down: need-cloud  ## take it away again, once the workspace's disk is gone
 	terraform -chdir=terraform destroy -var project=$(PROJECT) -var deletion_protection=false $(ARGS)
 
 kubeconfig: need-cloud  ## let kubectl and submit_sweep.py reach that cluster, and set it up for sweeps
+	@command -v kubectl >/dev/null || { echo "kubectl is not installed: $(KUBECTL)" >&2; exit 2; }
+	@command -v gke-gcloud-auth-plugin >/dev/null || { echo "gke-gcloud-auth-plugin is not installed: gcloud components install gke-gcloud-auth-plugin" >&2; exit 2; }
 	gcloud container clusters get-credentials $$(terraform -chdir=terraform output -json cluster | $(PYTHON) -c 'import json, sys; c = json.load(sys.stdin); print(c["name"], "--location", c["location"], "--project", c["project"])')
 	@mkdir -p workspace && kubectl config current-context > workspace/.gke_context
-	kubectl apply -f k8s/namespace.yaml -f k8s/access.yaml
-	$(OUTPUT) workspace | kubectl apply -f -
-	kubectl -n flex-rl annotate --overwrite serviceaccount flex-rl-train iam.gke.io/gcp-service-account=$$($(OUTPUT) train_service_account)
+	$(AT_GKE) apply -f k8s/namespace.yaml -f k8s/access.yaml
+	$(OUTPUT) workspace > workspace/.gke_workspace.yaml && $(AT_GKE) apply -f workspace/.gke_workspace.yaml
+	account=$$($(OUTPUT) train_service_account) && \
+	$(AT_GKE) -n flex-rl annotate --overwrite serviceaccount flex-rl-train iam.gke.io/gcp-service-account=$$account
 
 push-image: need-cloud build-runtime  ## bring the runtime image into that project's registry, for make sweep TARGET=gke
 	@name=$$($(OUTPUT) repository)/flex-rl; tag=sha256-$$(docker image inspect --format '{{.Id}}' $(IMAGE) | cut -c8-31); \
@@ -163,12 +172,14 @@ push-image: need-cloud build-runtime  ## bring the runtime image into that proje
 
 archive: TARGET = gke
 archive: need-cloud  ## copy the cluster's workspace into the bucket, now and every night (as cloud-down takes its disk away)
-	@$(MAKE) --no-print-directory TARGET=gke need-image
-	$(OUTPUT) archive | kubectl apply -f -
-	kubectl -n flex-rl set image cronjob/archive archive=$(DIGEST)
-	kubectl -n flex-rl delete job archive-now --ignore-not-found
-	kubectl -n flex-rl create job archive-now --from=cronjob/archive
-	kubectl -n flex-rl wait --for=condition=complete job/archive-now --timeout=4h
+	@$(MAKE) --no-print-directory TARGET=gke need-image need-kubectl
+	$(OUTPUT) archive > workspace/.gke_archive.yaml && $(AT_GKE) apply -f workspace/.gke_archive.yaml
+	$(AT_GKE) -n flex-rl set image cronjob/archive archive=$(DIGEST)
+	$(AT_GKE) -n flex-rl delete job archive-now --ignore-not-found
+	$(AT_GKE) -n flex-rl create job archive-now --from=cronjob/archive
+	@while sleep 5; do case "$$($(AT_GKE) -n flex-rl get job archive-now -o jsonpath='{.status.conditions[?(@.status=="True")].type}')" in \
+	*Complete*) $(AT_GKE) -n flex-rl logs job/archive-now --container archive; exit 0;; \
+	*Failed*) $(AT_GKE) -n flex-rl logs job/archive-now --container archive; echo "the archive is not whole; make archive tries again" >&2; exit 1;; esac; done
 
 clean:  ## remove the environment and caches, never workspace/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -131,16 +131,17 @@ def ask() -> None:
     elif arguments.verb == "fetch":
         fetch(sweep.name, ledger)
     else:
+        look(ledger)
         report(sweep, ledger, arguments.json)
 
 
-def look(ledger: Ledger) -> list[str] | None:
-    """What is in the way of trials on a cluster, where nobody follows them; null of what runs here, or is followed."""
-    if ledger.ran_here or not ledger.jobs() or ledger.runner() is not None:
+def look(ledger: Ledger, logs_of: str = "") -> list[str] | None:
+    """What is in the way of trials on a cluster, where nobody follows them; null of what runs here, is followed, or over."""
+    if ledger.ran_here or not ledger.jobs() or ledger.runner() is not None or ledger.is_over:
         return None
     from flexrl import on_cluster
 
-    return on_cluster.look(ledger)
+    return on_cluster.look(ledger, logs_of)
 
 
 def cancel(name: str, ledger: Ledger) -> None:
@@ -165,6 +166,7 @@ def fetch(name: str, ledger: Ledger) -> None:
         return
     from flexrl import on_cluster
 
+    look(ledger)
     print(f"{name}: {len(on_cluster.bring(name, ledger))} trials fetched into {ledger.trials}")
 
 
@@ -174,14 +176,18 @@ def print_log(ledger: Ledger, start: str, attempt: int | None, follow: bool) -> 
     if len(found) != 1:
         which = f": {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else ""
         raise UserError(f"{start}: {len(found)} trials of this sweep begin so{which}; `status` shows their ids")
-    look(ledger)
+    look(ledger, found[0])
     attempts = ledger.status(found[0]).attempts
     if not attempts:
         raise UserError(f"{found[0]}: has not been started yet")
     number = len(attempts) - 1 if attempt is None else attempt
     path = ledger.log_of(found[0], number)
-    if not path.is_file() and number < len(attempts) and attempts[number].obstacle:
-        raise UserError(f"{found[0]}: has printed nothing yet: its pod waits: {attempts[number].obstacle}")
+    if number < len(attempts) and attempts[number].end is None:
+        if follow:
+            path.touch()  # it begins to print soon
+        elif not path.is_file():
+            obstacle = attempts[number].obstacle
+            raise UserError(f"{found[0]}: has printed nothing yet{f'; its pod waits: {obstacle}' if obstacle else ''}")
     if not path.is_file():
         raise UserError(f"{path}: no such log; the trial has had {len(attempts)} attempts")
     printed = 0
@@ -198,7 +204,7 @@ def print_log(ledger: Ledger, start: str, attempt: int | None, follow: bool) -> 
         if is_over or is_left:
             return
         time.sleep(SECONDS_BETWEEN_LOOKS if ledger.ran_here else SECONDS_BETWEEN_CALLS)
-        look(ledger)
+        look(ledger, found[0])
 
 
 def report(sweep: SweepSettings, ledger: Ledger, as_json: bool) -> None:

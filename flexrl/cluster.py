@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,27 +41,35 @@ REQUEST_TIMEOUT = (5.0, 30.0)  # s: to connect, to answer
 
 def connect(context: str | None = None, patience: float = 300.0) -> Cluster:
     """The kubeconfig's cluster of that context, or of its current one (or the pod's own); UserError if there is none."""
+    asked = client.Configuration()
+    asked.retries = False  # `Cluster.call` tries again, and counts
     try:
-        return Cluster(config.new_client_from_config(context=context), context=context, patience=patience)
+        config.load_kube_config(context=context, client_configuration=asked)
     except (ConfigException, OSError) as error:
         try:
-            config.load_incluster_config()
+            config.load_incluster_config(client_configuration=asked)
         except ConfigException:
             why = " ".join(str(error).split())
             raise UserError(f"no cluster: {why}; make cluster-up starts one here, make kubeconfig names GKE's") from None
-        return Cluster(client.ApiClient(), patience=patience)
+    return Cluster(client.ApiClient(asked), context=context, patience=patience)
 
 
 def context_of(target: Target) -> str | None:
-    """The kubeconfig's context that `make cluster-up` or `make kubeconfig` made for the target; null: its current one."""
+    """The kubeconfig's context for the target: what `make cluster-up` or `make kubeconfig` made, else its current one, told.
+
+    Null without a kubeconfig.
+    """
     try:
-        contexts, _ = config.list_kube_config_contexts()
+        contexts, current = config.list_kube_config_contexts()
     except (ConfigException, OSError):
         return None  # `connect` tells
     made = KIND_CONTEXT
     if target == "gke":
         made = GKE_CONTEXT.read_text(encoding="utf-8").strip() if GKE_CONTEXT.is_file() else ""
-    return made if made in {context["name"] for context in contexts} else None
+    if made in {context["name"] for context in contexts}:
+        return made
+    print(f"cluster: {current['name']}, kubectl's current context", file=sys.stderr)
+    return str(current["name"])
 
 
 @dataclass
@@ -82,7 +91,7 @@ class Cluster:
 
         ApiException for other refusals, Failed when the patience is over.
         """
-        waited, wait = 0.0, 0.2
+        begin, waited, wait = time.monotonic(), 0.0, 0.2
         while True:
             try:
                 return ask(*arguments, **options, _request_timeout=REQUEST_TIMEOUT)
@@ -93,6 +102,7 @@ class Cluster:
                 why, pause = f"HTTP {error.status}", float(asked) if str(asked).isdecimal() else wait
             except NO_ANSWER as error:
                 why, pause = type(error).__name__, wait
+            waited = max(waited, time.monotonic() - begin)
             if waited + pause > self.patience:
                 raise Failed(f"the cluster does not answer ({why}) for {waited:.0f} s; the same command goes on")
             pause *= 0.75 + 0.5 * random.random()  # so that many clients do not come back together

@@ -22,6 +22,7 @@ from flexrl.cluster import NAMESPACE, Cluster, why_of
 from flexrl.config import UserError
 from flexrl.runs import Failed, OutOfResources
 from flexrl.sweep_ledger import Ledger
+from flexrl.trial import mark_in
 
 INSIDE = "/app/workspace/sweeps"  # where a pod has what is workspace/sweeps/ here
 LEFT_OUT = ("replay", ".lock")  # what nobody reads once a trial is over
@@ -44,7 +45,10 @@ def fetch(sweep: str, ledger: Ledger, cluster: Cluster) -> tuple[list[str], list
                 (fetched if _fetch_trial(key, sweep, pod, ledger, cluster.context) else missing).append(key)
     for entry in entries:  # on Kind they are here already
         status = ledger.status(entry.id)
-        if status.state == "done" and status.result is None:
+        if status.state == "done" and ledger.is_given_up(entry.id):  # its pod was gone before anybody read its last words
+            status.state = "given up"
+            ledger.set_status(entry.id, status)
+        elif status.state == "done" and status.result is None:
             status.result = ledger.result_of(entry.id)
             ledger.set_status(entry.id, status)
     return fetched, missing
@@ -130,4 +134,4 @@ def _is_whole(run: Path) -> bool:
     except UserError as error:
         print(error, file=sys.stderr)
         return False
-    return bool(folders)
+    return bool(folders) or mark_in(run).is_file()

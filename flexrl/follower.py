@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -37,6 +38,8 @@ class Follower:
     ledger: Ledger
     # called after each look with what runs, how many have not begun, and what is in the way of others
     show: Callable[[Mapping[str, Status], int, Sequence[str]], None] = lambda running, left, notes: None
+    logs_of: str | None = None  # the trial whose pods' logs are read while they run; null: all trials
+    _peeked: dict[str, float] = field(default_factory=dict)  # when (monotonic s) each pod's log was read while it ran
     _suspended: dict[str, str] = field(default_factory=dict)  # Jobs that wait to be admitted, and why
     _statuses: dict[str, Status] = field(default_factory=dict)
     _num_begun: dict[str, int] = field(default_factory=dict)  # of each trial's attempts, by the run's own lineage
@@ -77,6 +80,15 @@ class Follower:
         self._read_ledger()
         self._look()
         return self._notes()
+
+    def give_up(self) -> None:
+        """The Jobs are gone, and with them what their pods went on to do."""
+        self._read_ledger()
+        self._note_vanished(set())
+        for key, status in self._statuses.items():
+            if status.state == "running":
+                status.state = "waiting"
+                self.ledger.set_status(key, status)
 
     def _look(self) -> tuple[list[str | None], str | None]:
         """How each Job ended, null while it goes on; the version of the list of pods, from which a watch goes on."""
@@ -204,12 +216,17 @@ class Follower:
         if pod.get("status", {}).get("phase") != "Running":
             return
         name = pod["metadata"]["name"]
+        if time.monotonic() - self._peeked.get(name, -WATCH_SECONDS) < WATCH_SECONDS:
+            return
         key, number = next(
             (key, number)
             for key, status in self._statuses.items()
             for number, attempt in enumerate(status.attempts)
             if attempt.pod == name
         )
+        if self.logs_of not in (None, key):
+            return
+        self._peeked[name] = time.monotonic()
         try:
             log = self._read_log(name)
         except (ApiException, Failed):
@@ -247,7 +264,8 @@ class Follower:
             codes = [attempt.exit_code for attempt in status.attempts]
             if index in indexes(told.get("completedIndexes")):
                 hows = [attempt.how for attempt in status.attempts]
-                status.state = "given up" if hows[-1:] == [trial.GIVEN_UP] else "done"
+                is_given_up = hows[-1:] == [trial.GIVEN_UP] or self.ledger.is_given_up(key)
+                status.state = "given up" if is_given_up else "done"
             elif index in indexes(told.get("failedIndexes")):
                 status.state = "refused" if codes and codes[-1] == exit_codes.USER_ERROR else "failed"
             elif any(attempt.end is None and attempt.obstacle is None for attempt in status.attempts):

@@ -172,7 +172,7 @@ def _render(
         uid, gid = (os.getuid(), os.getgid()) if os.getuid() else (10001, 10001)  # root is refused
         small = {
             "cpu": f"{cpus(resources.cpu) * KIND_SHARE * 1000:.0f}m",
-            "memory": f"{num_bytes(resources.memory) * KIND_SHARE:.0f}",
+            "memory": f"{num_bytes(resources.memory) * KIND_SHARE / UNITS['Mi']:.0f}Mi",
         }
         job = merge(job, fill(_read(TEMPLATES / f"{target}.yaml"), {"uid": uid, "gid": gid, "small": small}))
     return TrialJob(without_nulls(job), without_nulls(config_map), tuple(each.id for each in trials))
@@ -264,7 +264,9 @@ def num_bytes(quantity: str) -> float:
 
 def pack_trials(sweep: SweepSettings, trials: Sequence[Trial], rungs: Manifest | None) -> bytes:
     """What each pod finds its trial in, and the rule."""
-    rows = [{"id": t.id, "verb": sweep.verb, "settings": t.settings.model_dump(mode="json")} for t in trials]
+    rows = [
+        {"id": t.id, "verb": sweep.verb, "length": t.num_steps, "settings": t.settings.model_dump(mode="json")} for t in trials
+    ]
     return trial.pack(rows, rungs)
 
 

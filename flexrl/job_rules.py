@@ -1,7 +1,7 @@
 """What the Kubernetes API server refuses about a Job though its schema allows it, as one line each.
 
-After the server's own validation (pkg/apis/batch/validation of Kubernetes 1.36), the documentation of Jobs, and PodSecurity's
-profile `restricted`, which the namespace enforces.
+After the server's own validation (pkg/apis/batch/validation of Kubernetes 1.36), the documentation of Jobs, and what
+PodSecurity's profile `restricted`, which the namespace enforces, says of pods such as ours.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _of_pods(job: Mapping[str, Any]) -> Iterator[str]:
 
 
 def of_security(pod: Mapping[str, Any]) -> Iterator[str]:
-    """What PodSecurity's profile `restricted` refuses of a pod, and what of our own is stricter."""
+    """What PodSecurity's profile `restricted` refuses of pods such as ours, and, stricter, roots that can be written."""
     own = pod.get("securityContext", {})
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(name):

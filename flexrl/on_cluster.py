@@ -51,18 +51,22 @@ def follow(cluster: Cluster, jobs: list[TrialJob], ledger: Ledger) -> None:
         Follower(cluster, jobs, ledger, screen.show).run()
 
 
-def look(ledger: Ledger) -> list[str] | None:
+def look(ledger: Ledger, logs_of: str = "") -> list[str] | None:
     """Brings the ledger of a sweep on a cluster up to date where nobody follows it; what is in the way of its trials.
 
-    Null if the cluster has none of its Jobs any more, or does not let one look, which is told.
+    `logs_of`: the trial whose pods' logs are read while they run. Null if the cluster does not let one look, which is told.
     """
     try:
-        cluster = connect(ledger.context(), patience=SECONDS_TO_LOOK)
-        jobs = [job for job in ledger.jobs() if cluster.has(job)]
-        if not jobs:
-            return None
-        with ledger.locked():
-            return Follower(cluster, jobs, ledger).look()
+        with ledger.looked_at() as is_mine:
+            if not is_mine:
+                return None
+            cluster = connect(ledger.context(), patience=SECONDS_TO_LOOK)
+            there = {job.name for job in ledger.jobs() if cluster.has(job)}
+            gone = [job for job in ledger.jobs() if job.name not in there]
+            if gone:
+                Follower(cluster, gone, ledger).give_up()
+            jobs = [job for job in ledger.jobs() if job.name in there]
+            return Follower(cluster, jobs, ledger, logs_of=logs_of).look() if jobs else []
     except (UserError, Failed) as error:
         print(f"as it was when somebody last looked: {str(error).partition(';')[0]}", file=sys.stderr)
         return None
@@ -83,4 +87,8 @@ def cancel(name: str, ledger: Ledger) -> list[str]:
     """Deletes its Jobs and their pods; the names of those Jobs."""
     cluster = connect(ledger.context())
     cluster.check()
-    return cluster.cancel(name)
+    names = cluster.cancel(name)
+    with ledger.looked_at() as is_mine:
+        if is_mine:  # else who follows it sees that it is gone
+            Follower(cluster, [job for job in ledger.jobs() if job.name in names], ledger).give_up()
+    return names

@@ -8,13 +8,14 @@ import runpy
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 import yaml
 
 from flexrl import exit_codes
 from flexrl.rungs import Judge, Rungs
-from flexrl.trial import GIVEN_UP, INDEX, LOCK_WAIT, ROOT, TERMINATION_LOG, TIED, TRIALS, WORKSPACE, mark_of, unpack
+from flexrl.trial import GIVEN_UP, INDEX, LOCK_WAIT, ROOT, TERMINATION_LOG, TIED, TRIALS, WORKSPACE, mark_in, unpack
 from flexrl.yaml_values import UserError
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -43,29 +44,33 @@ def become() -> NoReturn:
     os.environ[LOCK_WAIT] = "60"
     arguments = ["--name", row["id"], "--workspace", str(folder / "trials"), "--config", str(path), "--resume"]
     sys.argv = [str(ROOT / row["verb"]), *arguments]
-    mark = mark_of(folder, row["id"])
+    mark = mark_in(folder / "trials" / row["id"])
     mark.unlink(missing_ok=True)
     if rungs is None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:
-        _run_judged(Judge(Rungs.read(folder, rungs), row["id"]), mark)
+        _run_judged(Judge(Rungs.read(folder, rungs), row["id"], row["length"]), mark)
     sys.exit(exit_codes.DONE)
 
 
 def _run_judged(judge: Judge, mark: Path) -> None:
     """The verb, beside it who stops it when others of the sweep do better; that is a good end, and so the Job has it."""
     if not judge.is_given_up():
+        signal.signal(signal.SIGTERM, _leave)  # a pod's first process does not end by a signal that it does not take
         judge.start()
+        code: Any = exit_codes.DONE
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as left:
-            if not judge.end() or left.code != exit_codes.PREEMPTED:
-                raise
-        else:
-            judge.end()
-            return
+            code = left.code
+        if not judge.end() or code != exit_codes.PREEMPTED:
+            sys.exit(code)
     print(GIVEN_UP, file=sys.stderr)
-    mark.parent.mkdir(exist_ok=True)
+    mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
     if TERMINATION_LOG.is_file():
         TERMINATION_LOG.write_text(GIVEN_UP, encoding="utf-8")
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(exit_codes.PREEMPTED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -17,9 +18,10 @@ from typing import Any
 from urllib.parse import quote
 
 from flexrl import runs
-from flexrl.early_stopping import Curve, StopSettings, given_up, reached
+from flexrl.early_stopping import Curve, StopSettings, given_up, reached, rungs
 
 SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_TO_LEAVE = 30.0
 SHARE_OF_TIME = 0.05  # of a trial's that judging may take
 
 
@@ -58,13 +60,15 @@ class Rungs:
                 runs.write_whole(path, repr(value))
 
     def look(self) -> bool:
-        """Reads what others have noted since the last time; whether there was anything."""
+        """Reads what others have noted since the last time, at the rungs of this rule; whether there was anything."""
         found = False
-        for rung in self._place.iterdir() if self._place.is_dir() else ():
-            known = self._known.setdefault(int(rung.name), {})
-            for name in os.listdir(rung):
-                if name in self.points and name not in known:
-                    known[name] = float((rung / name).read_text(encoding="utf-8"))
+        steps = [int(name) for name in (os.listdir(self._place) if self._place.is_dir() else ())]
+        for step in sorted(set(steps) & set(rungs(self.rule, max(steps, default=0)))):
+            known = self._known.setdefault(step, {})
+            for name in os.listdir(self._place / str(step)):
+                text = "" if name in known else (self._place / str(step) / name).read_text(encoding="utf-8")
+                if name in self.points and text:  # a file that a crash has left empty is read again the next time
+                    known[name] = float(text)
                     found = True
         return found
 
@@ -84,49 +88,56 @@ class Rungs:
 class Judge(threading.Thread):
     """Beside a trial's verb, in its process: notes its rungs; when it is given up, SIGTERM, by which it saves and leaves."""
 
-    def __init__(self, rungs: Rungs, trial: str) -> None:
+    def __init__(self, rungs: Rungs, trial: str, length: int) -> None:
         super().__init__(daemon=True)
         self._rungs, self._trial = rungs, trial
+        self._length = length  # steps: who has done them all is given up no more
         self._over = threading.Event()
         self._is_given_up = False
         self._metrics = rungs.folder / "trials" / trial / "metrics.jsonl"
-        self._num_read = 0  # bytes
+        self._read_of = 0, 0  # the file that was read (its inode), and how much of it (bytes)
         self._curve: list[tuple[float, float]] = []
+        self._reached = 0.0  # step
 
     def is_given_up(self) -> bool:
         """Whether the trial is, by what all have noted until now."""
-        self._read()
-        self._rungs.note(self._trial, self._curve)
-        if not self._is_given_up and self._rungs.look():
-            self._is_given_up = self._trial in self._rungs.given_up()
+        try:
+            self._read()
+            self._rungs.note(self._trial, self._curve)
+            if not self._is_given_up and self._rungs.look() and self._reached < self._length:
+                self._is_given_up = self._trial in self._rungs.given_up()
+        except (OSError, ValueError) as error:  # a disk that is full or away for a while: the trial itself goes on
+            print(f"{self._rungs.folder / 'rungs'}: {error}; judged again in a while", file=sys.stderr)
         return self._is_given_up
 
     def _read(self) -> None:
-        """The lines of metrics that are new; all of them where a trial that goes on has cut some off."""
-        size = self._metrics.stat().st_size if self._metrics.is_file() else 0
-        if size < self._num_read:
-            self._num_read, self._curve = 0, []
-        if size == self._num_read:
+        """The lines of metrics that are new; all of them where a trial that goes on has written them anew."""
+        if not self._metrics.is_file():
             return
         with self._metrics.open("rb") as file:
-            file.seek(self._num_read)
+            about = os.fstat(file.fileno())
+            if about.st_ino != self._read_of[0] or about.st_size < self._read_of[1]:
+                self._read_of, self._curve = (about.st_ino, 0), []
+            file.seek(self._read_of[1])
             lines = file.read()
         whole = lines[: lines.rfind(b"\n") + 1]
-        self._num_read += len(whole)
+        self._read_of = about.st_ino, self._read_of[1] + len(whole)
         for line in map(json.loads, whole.splitlines()):
+            self._reached = line["step"]
             value = line.get(self._rungs.metric)
             if isinstance(value, (int, float)):
                 self._curve.append((line["step"], float(value)))
 
     def run(self) -> None:
-        """Until the trial is over or given up."""
+        """Until the trial is over; asked to leave again and again once it is given up, as a signal may come too early."""
         wait = SECONDS_BETWEEN_LOOKS
         while not self._over.wait(wait):
             begin = time.monotonic()
             if self.is_given_up():
                 os.kill(os.getpid(), signal.SIGTERM)
-                return
-            wait = max(SECONDS_BETWEEN_LOOKS, (time.monotonic() - begin) / SHARE_OF_TIME)
+                wait = SECONDS_TO_LEAVE
+            else:
+                wait = max(SECONDS_BETWEEN_LOOKS, (time.monotonic() - begin) / SHARE_OF_TIME)
 
     def end(self) -> bool:
         """The verb has ended; whether it was stopped for being given up."""

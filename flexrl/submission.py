@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def check_target(sweep: SweepSettings, asked: Submission) -> None:
         )
     if asked.target == "gke" and "@sha256:" not in str(asked.image):
         raise UserError(f"--image {asked.image}: has no digest; write NAME@sha256:..., as make push-image prints it")
+    if asked.target == "gke" and sweep.search is not None and shutil.which("kubectl") is None:
+        raise UserError(f"{asked.path}: search: fetches what each round came to by kubectl, which is not installed")
 
 
 def scores_of(sweep: SweepSettings, ledger: Ledger, points: list[dict[str, Any]]) -> dict[int, float]:

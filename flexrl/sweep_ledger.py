@@ -6,12 +6,13 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from flexrl import config, runs, snapshots
 from flexrl.config import UserError
@@ -19,10 +20,11 @@ from flexrl.job_manifests import TrialJob
 from flexrl.ledger import list_sweeps
 from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import Trial
-from flexrl.trial import mark_of
+from flexrl.trial import mark_in
 
 State = Literal["waiting", "running", "done", "failed", "refused", "given up"]
 OVER = ("done", "failed", "refused", "given up")  # what nobody goes on with by itself
+SECONDS_TO_WAIT = 60.0  # for somebody who only looks
 TAIL = 1 << 16  # bytes at the end of a file of metrics that hold its last lines
 RESULT = ("policy.safetensors", "normaliser.safetensors", "episodes.json")
 
@@ -61,6 +63,14 @@ class Status:
     def lost_steps(self) -> int:
         """Steps that were done more than once, as an attempt was cut."""
         return sum(attempt.lost_steps for attempt in self.attempts)
+
+
+def _take(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def obstacles(statuses: Iterable[Status]) -> list[str]:
@@ -126,6 +136,12 @@ class Ledger:
     def ran_here(self) -> bool:
         """Whether the sweep was last submitted to this machine."""
         return all(entry.image is None for entry in self.entries().values() if entry.is_current)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no trial of the sweep as it was last submitted is to go on, and all their logs are here."""
+        statuses = [self.status(entry.id) for entry in self.entries().values() if entry.is_current]
+        return all(s.state in OVER and all(attempt.is_logged for attempt in s.attempts) for s in statuses)
 
     def submit(self, sweep: SweepSettings, trials: Sequence[Trial], image: str | None) -> None:
         """Notes the trials as those of the sweep, and what each is to be run with."""
@@ -209,22 +225,38 @@ class Ledger:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else runs this sweep here meanwhile; UserError if somebody does."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace"
-            ) from None
-        with (self.folder / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.folder}: another process is running this sweep; see `status`, or wait for it") from None
+        """Nobody else runs this sweep here meanwhile; UserError if somebody does. Who only looks is waited for."""
+        begin = time.monotonic()
+        with self._open_lock() as lock:
+            while not _take(lock):
+                lock.seek(0)
+                patience = 0.3 if lock.read() else SECONDS_TO_WAIT  # who only looks writes nothing there
+                if time.monotonic() > begin + patience:
+                    raise UserError(f"{self.folder}: another process is running this sweep; see `status`, or wait for it")
+                time.sleep(0.1)
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+            lock.truncate(0)
+
+    @contextmanager
+    def looked_at(self) -> Iterator[bool]:
+        """Nobody else writes meanwhile; false if somebody runs it, or looks at it too."""
+        with self._open_lock() as lock:
+            is_mine = _take(lock)
+            if is_mine:
+                lock.truncate(0)
+            yield is_mine
+
+    def _open_lock(self) -> IO[str]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return (self.folder / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}); name another place with --workspace"
+            ) from None
 
     def runner(self) -> int | None:
         """The process that runs this sweep here; null if none does."""
@@ -280,7 +312,7 @@ class Ledger:
 
     def is_given_up(self, trial: str) -> bool:
         """Whether its last attempt left because others do better; known here where the trials' folder is this one."""
-        return mark_of(self.folder, trial).is_file()
+        return mark_in(self.trials / trial).is_file()
 
     def is_intact(self, trial: str) -> bool:
         """Whether what a finished trial came to is still here; UserError if it is, and is damaged."""

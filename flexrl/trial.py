@@ -34,6 +34,6 @@ def unpack(packed: bytes, index: int) -> tuple[dict[str, Any], dict[str, Any] | 
     return rows[index], document["rungs"]
 
 
-def mark_of(folder: Path, key: str) -> Path:
-    """The file that says, in a sweep's folder, that a trial was given up."""
-    return folder / "given_up" / key
+def mark_in(run: Path) -> Path:
+    """The file that says, in a trial's folder, that it was given up."""
+    return run / "given_up"

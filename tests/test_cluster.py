@@ -40,12 +40,12 @@ class NoSettings(runs.Settings):
 
 
 def a_sweep(
-    folder: Path, num_trials: int, num_jobs: int = 1, **changes: Any
+    folder: Path, num_trials: int, num_jobs: int = 1, target: job_manifests.Target = "kind", **changes: Any
 ) -> tuple[list[job_manifests.TrialJob], list[str], Ledger]:
     sweep = SweepSettings(name="tiny", seeds=num_trials, parallelism=3, retries=1, **changes)
     takes = [sweep.resources.model_copy(update={"spot": True} if number else {}) for number in range(num_jobs)]
     trials = [Trial(f"{i:012x}", "", i, {}, NoSettings(), 10, {}, takes[i % num_jobs]) for i in range(num_trials)]
-    jobs = job_manifests.render(sweep, trials, "kind", IMAGE)
+    jobs = job_manifests.render(sweep, trials, target, IMAGE)
     ledger = Ledger(folder / "tiny")
     ledger.submit(sweep, trials, IMAGE)
     return jobs, [t.id for t in trials], ledger
@@ -181,7 +181,7 @@ def test_another_sweep_of_the_name_waits_for_the_first(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_a_cluster_is_one_line(tmp_path: Path) -> None:
-    jobs, _, _ = a_sweep(tmp_path, 2, resources={"cpu": "8", "memory": "4Gi"})
+    jobs, _, _ = a_sweep(tmp_path, 2, target="gke", resources={"cpu": "8", "memory": "4Gi"})
     with ToyCluster(lambda index, number: 0) as toy:
         cluster = toy.client()
         cluster.check(jobs)
@@ -432,13 +432,35 @@ def test_how_a_sweep_stands_is_looked_up_where_nobody_follows_it(tmp_path: Path)
         assert following.communicate(timeout=60) == ("begins\nends with 0\n", None)
         while "2 trials: 2 done" not in (told := ask("status", "tiny")).stdout:
             assert time.monotonic() < until, told
+    over = ask("status", "tiny")
+    assert (over.returncode, over.stderr) == (0, "")  # nothing is left to be asked
+    status = ledger.status(trials[0])
+    status.state = "waiting"
+    ledger.set_status(trials[0], status)
     away = ask("status", "tiny")
     assert away.returncode == 0
-    ledger.set_status(trials[0], ledger.status(trials[0]))
     assert away.stderr.startswith("as it was when somebody last looked: the cluster does not answer (")
 
 
-def test_a_target_has_a_cluster_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cancelled_does_not_seem_to_run(tmp_path: Path) -> None:
+    jobs, trials, ledger = a_sweep(tmp_path / "sweeps", 2)
+    with ToyCluster(lambda index, number: 0) as toy:
+        environment = os.environ | {"KUBECONFIG": str(kubeconfig(tmp_path, toy))}
+        ledger.note_jobs(jobs, "toy")
+        toy.held = True
+        cluster = toy.client()
+        cluster.submit(jobs)
+        while [ledger.status(key).state for key in trials] != ["running"] * 2:
+            Follower(cluster, jobs, ledger).look()
+        command = [sys.executable, "submit_sweep.py", "cancel", "tiny", "--workspace", str(tmp_path)]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=60)
+    assert [ledger.status(key).state for key in trials] == ["waiting"] * 2
+    assert [ledger.status(key).attempts[0].how for key in trials] == ["its pod vanished"] * 2
+
+
+def test_a_target_has_a_cluster_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whatever kubectl was used for last: what `make cluster-up` made for kind, what `make kubeconfig` noted for gke."""
     contexts = [
         {"name": name, "context": {"cluster": "c", "user": "u"}} for name in ("other", "kind-flex-rl", "gke_p_r_flex-rl")
@@ -450,12 +472,13 @@ def test_a_target_has_a_cluster_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
     monkeypatch.setattr("flexrl.cluster.GKE_CONTEXT", tmp_path / ".gke_context")
     assert context_of("kind") == "kind-flex-rl"
-    assert context_of("gke") is None  # nobody has noted one
+    assert context_of("gke") == "other"  # nobody has noted one
+    assert capsys.readouterr().err == "cluster: other, kubectl's current context\n"
     (tmp_path / ".gke_context").write_text("gke_p_r_flex-rl\n")
     assert context_of("gke") == "gke_p_r_flex-rl"
     document["contexts"] = contexts[:1]
     path.write_text(yaml.safe_dump(document))
-    assert (context_of("kind"), context_of("gke")) == (None, None)
+    assert (context_of("kind"), context_of("gke")) == ("other", "other")
 
 
 def test_index_ranges_are_read() -> None:
@@ -492,6 +515,7 @@ def test_what_finished_on_the_cluster_is_fetched_whole_or_not_at_all(tmp_path: P
         (run / "metrics.jsonl").write_text('{"step": 10, "eval/return": 1.0}\n')
         snapshots.write(run / "latest", {"policy.safetensors": key.encode() * 1000})
     (remote / "sweeps" / "tiny" / "trials" / trials[2] / "latest" / "policy.safetensors").write_bytes(b"damaged")
+    trial.mark_in(remote / "sweeps" / "tiny" / "trials" / trials[1]).touch()  # nobody read its pod's last words
     with ToyCluster(lambda index, number: 0) as toy:
         cluster = toy.client()
         cluster.submit(jobs)
@@ -503,8 +527,9 @@ def test_what_finished_on_the_cluster_is_fetched_whole_or_not_at_all(tmp_path: P
         assert fetch("tiny", ledger, cluster) == (trials[:2], trials[2:])
         assert fetch("tiny", ledger, cluster) == ([], trials[2:])  # what is here is not fetched again
         assert not [name for plural, name in toy.objects if plural == "pods" and name.startswith("fetch-")]
+    assert [ledger.status(key).state for key in trials] == ["done", "given up", "done"]
+    assert ledger.status(trials[0]).result == ledger.result_of(trials[0]) is not None
     for key in trials[:2]:
-        assert ledger.status(key).result == ledger.result_of(key) is not None
         assert ledger.metrics_of(key) == [{"step": 10, "eval/return": 1.0}]
         assert not (ledger.trials / key / "replay").exists()
     assert sorted(path.name for path in ledger.trials.iterdir()) == trials[:2]

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flexrl import job_rules
+from flexrl import archive, job_rules, snapshots
 
 ROOT = Path(__file__).parent.parent
 OVERLAYS_AND_TEMPLATES = ("job.yaml", "configmap.yaml", "fetch.yaml", "kind.yaml", "gke.yaml", "kind_cluster.yaml")
@@ -133,3 +133,46 @@ def test_the_dockerfile_is_clean_and_copies_what_is_there() -> None:
     for line in re.findall(r"^COPY (.+) \S+$", path.read_text(), re.MULTILINE):
         for pattern in line.split():
             assert "$" in pattern or list(ROOT.glob(pattern)), pattern
+
+
+def test_a_workspace_is_archived_whole_while_runs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is new is copied, what is the same is not; a snapshot that is replaced meanwhile is whole, or not there."""
+    workspace, bucket = tmp_path / "workspace", tmp_path / "bucket"
+    run = workspace / "walk"
+    snapshots.write(run / "latest", {"policy.safetensors": b"1"})
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    for left_out in ("walk/replay/rows", ".kind_image", "lost+found/x", "walk/.latest.old/policy.safetensors"):
+        (workspace / left_out).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / left_out).write_text("")
+    command = [sys.executable, "-m", "flexrl.archive", str(workspace), str(bucket)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == f"3 files copied to {bucket}\n"
+    assert sorted(str(path.relative_to(bucket)) for path in bucket.rglob("*") if path.is_file()) == [
+        "walk/latest/manifest.json",
+        "walk/latest/policy.safetensors",
+        "walk/metrics.jsonl",
+    ]
+    assert archive.archive(workspace, bucket) == (0, [])
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 2}\n')
+    assert archive.archive(workspace, bucket) == (1, [])
+    assert (bucket / "walk" / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+    copy, replacements = archive._copy, iter([b"3", b"4"])
+
+    def slowly(file: Path, there: Path) -> None:
+        """The run saves twice while its snapshot is copied."""
+        copy(file, there)
+        content = next(replacements, None)
+        if content is not None:
+            snapshots.write(run / "latest", {"policy.safetensors": content})
+
+    monkeypatch.setattr(archive, "_copy", slowly)
+    snapshots.write(run / "latest", {"policy.safetensors": b"2"})
+    assert archive.archive(workspace, bucket) == (2, [])
+    snapshots.check(bucket / "walk" / "latest")
+    assert (bucket / "walk" / "latest" / "policy.safetensors").read_bytes() == b"4"
+    replacements = iter([b"5", b"6", b"7"])
+    snapshots.write(run / "latest", {"policy.safetensors": b"0"})
+    assert archive.archive(workspace, bucket) == (0, [run / "latest"])
+    assert not (bucket / "walk" / "latest" / "manifest.json").exists()

@@ -645,7 +645,7 @@ def test_trials_see_for_themselves_that_they_are_given_up(tmp_path: Path) -> Non
     """By small files in the sweep's folder: those that run, those that have not begun, those that a kill has cut."""
     points = {"a0": "a", "a1": "a", "b0": "b", "b1": "b"}
     told = Rungs(tmp_path, StopSettings(min_steps=300), "eval/return", True, points).document()
-    judges = {key: Judge(Rungs.read(tmp_path, json.loads(json.dumps(told))), key) for key in points}
+    judges = {key: Judge(Rungs.read(tmp_path, json.loads(json.dumps(told))), key, 1000) for key in points}
     for key in points:
         (tmp_path / "trials" / key).mkdir(parents=True)
 
@@ -665,6 +665,12 @@ def test_trials_see_for_themselves_that_they_are_given_up(tmp_path: Path) -> Non
     judges["a1"].is_given_up()
     judges["b1"].is_given_up()
     assert {key for key, judge in judges.items() if judge.is_given_up()} == {"b0", "b1"}
+    write("b1", 0.12, 400)  # a trial that is over is given up no more
+    assert not Judge(Rungs.read(tmp_path, told), "b1", 400).is_given_up()
+    patient = Rungs(tmp_path, StopSettings(min_steps=350), "eval/return", True, points)  # another rule has rungs of its own
+    assert not patient.look()
+    (tmp_path / "rungs" / "eval%2Freturn" / "300" / "b0").write_text("")
+    assert not Judge(Rungs.read(tmp_path, told), "b1", 1000).is_given_up()  # a damaged one costs a look, not the trial
     stranger = Rungs.read(tmp_path, told | {"points": {"c0": "c", "c1": "c"}})  # other trials of the same folder
     assert not stranger.look()
 

@@ -26,7 +26,7 @@ class ToyCluster:
     last words of a pod that ends well.
 
     `faults` by number of the request: 429, 500, 503, 'drop' (the connection breaks before anything is done), 'late' (it is
-    done, and the answer is lost), 'cut' (a watch breaks after its first event), 'restart' (nobody listens for a while, and
+    done, and the answer is lost), 'cut' (a watch breaks after its first event), 'restart' (nobody answers for a while, and
     then old versions are unknown: a watch from one is told 410, as its first event).
     """
 
@@ -48,34 +48,24 @@ class ToyCluster:
         self.removes_read = False  # pods that have ended, once somebody has read their log
         self.read: set[str] = set()
         self.stopped = threading.Event()
-        self.wanted = threading.Event()  # a restart
-        self._open(0)
-        self.port = int(self.server.server_address[1])
-        self.threads = [threading.Thread(target=self._control), threading.Thread(target=self._restart)]
-
-    def _open(self, port: int) -> None:
+        self.away_until = 0.0  # monotonic s: the server restarts
         handler = type("Handler", (_Handler,), {"cluster": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
-        self.serving = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.serving.start()
+        self.threads = [
+            threading.Thread(target=self.server.serve_forever, args=(0.01,)),
+            threading.Thread(target=self._control),
+        ]
 
-    def _close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.serving.join()
+    @property
+    def is_away(self) -> bool:
+        return time.monotonic() < self.away_until
 
-    def _restart(self) -> None:
-        """Away and back, whenever it is wanted."""
-        while not self.stopped.is_set():
-            if self.wanted.wait(0.01):
-                self._close()
-                time.sleep(0.05)
-                with self.lock:
-                    self.version += 1
-                    self.oldest = self.version
-                    self.wanted.clear()
-                self._open(self.port)
+    def restart(self) -> None:
+        """Away for a while; then versions from before are unknown."""
+        self.away_until = time.monotonic() + 0.05
+        self.version += 1
+        self.oldest = self.version
 
     def __enter__(self) -> ToyCluster:
         for thread in self.threads:
@@ -84,13 +74,14 @@ class ToyCluster:
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
+        self.server.shutdown()
+        self.server.server_close()
         for thread in self.threads:
             thread.join()
-        self._close()
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def client(self, patience: float = 20.0) -> Cluster:
         configuration = client.Configuration(host=self.address, retries=False)
@@ -234,9 +225,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = cluster.faults.get(cluster.num_requests)
         try:
             if fault == "restart":
-                cluster.wanted.set()
+                with cluster.lock:
+                    cluster.restart()
                 self._break()
-            elif fault == "drop":
+            elif fault == "drop" or cluster.is_away:
                 self._break()
             elif isinstance(fault, int):
                 self._answer(fault, _refusal(fault, "not now"), {"Retry-After": "1"} if fault == 429 else None)
@@ -307,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
             gone = _refusal(410, "too old resource version")
             self.wfile.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             return
-        while time.monotonic() < until and not self.cluster.stopped.is_set() and not self.cluster.wanted.is_set():
+        while time.monotonic() < until and not self.cluster.stopped.is_set() and not self.cluster.is_away:
             with self.cluster.lock:
                 fresh = [event for event in self.cluster.events if event[0] > seen]
             for version, kind, pod in fresh:
