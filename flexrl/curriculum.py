@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flexrl.config import Settings
 
@@ -25,6 +25,12 @@ class CurriculumSettings(Settings):
     step: float = Field(0.05, gt=0, le=1)
     # episodes of a task between two decisions
     episodes: int = Field(30, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> CurriculumSettings:
+        if self.lower_below > self.raise_above:
+            raise ValueError(f"lower_below: expected at most raise_above, {self.raise_above:g}, found {self.lower_below:g}")
+        return self
 
 
 def next_level(level: float, success: float, settings: CurriculumSettings) -> float:

@@ -152,6 +152,8 @@ def _settings_of(name: str, algorithm: type[BaseAlgorithm]) -> type[Settings]:
     if name == "ppo":
         # skills of a mixed world with a network of their own within the policy, so that what they learn moves no other
         fields["apart"] = (list[str], [])
+        # those of them whose network, and the normaliser that it sees through, stay as they were in init_from or init_apart
+        fields["frozen"] = (list[str], [])
     fields["policy_kwargs"] = (policy_settings, policy_settings())
     return create_model(
         f"{algorithm.__name__}Settings", __base__=Settings, __doc__=f"Arguments of {algorithm.__name__}.", **fields
@@ -188,6 +190,9 @@ def check_fit(settings: Any, world: Any) -> None:
         raise ValueError("learner.policy: MirroredPolicy needs the humanoid, and not observation v5; write MlpPolicy")
     if getattr(settings, "apart", None):
         _check_apart(settings, world)
+    for skill in getattr(settings, "frozen", []):
+        if skill not in settings.apart:
+            raise ValueError(f"learner.frozen: {skill} has no network apart; add it to learner.apart")
     if settings.name in ("ppo", "recurrent_ppo") and settings.n_steps * world.num_envs < 2:
         raise ValueError("learner.n_steps: one step of one env is too little for PPO; write at least 2")
     if settings.name in ("ppo", "a2c", "recurrent_ppo") and settings.use_sde and settings.policy in ("auto", "MirroredPolicy"):

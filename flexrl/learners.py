@@ -86,6 +86,7 @@ def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tupl
     if getattr(settings, "apart", None):
         policy = MotorActorCriticPolicy
         policy_kwargs["apart"] = columns_of_skills(world, settings.apart)
+        policy_kwargs["frozen"] = [settings.apart.index(skill) for skill in settings.frozen]
     if issubclass(algorithm, OffPolicyAlgorithm):
         if arguments["action_noise"] is not None:
             size = world.action_space.shape[0]  # type: ignore[index]
@@ -118,6 +119,8 @@ class Learner:
     ) -> None:
         self.settings, self.world = settings, world
         self.normaliser = world if isinstance(world, VecNormalize) else None
+        if self.normaliser is not None and getattr(settings, "frozen", None):
+            self.normaliser.training = False
         self.total_steps = num_steps
         policy, arguments = _arguments(settings, world, replay_folder)
         arguments["policy_kwargs"] |= policy_kwargs

@@ -98,7 +98,7 @@ class MotorBatch:
         self.measures = Measures(self.num_envs) if judged else None
         steered = len(self.tasks) > 1 or "place" in settings.goal or not {on_course, on_place}.isdisjoint(self.terms)
         self.reference = Reference(self.num_envs) if steered else None
-        self._lifts = np.array([task.lift for task in self.tasks]) * self.physics.weight  # N
+        self._lifts = np.array([task.lift for task in self.tasks])  # shares of the weight
         self._got_up: Bools | None = None  # upright for `end_upright`, by the last step
         self._switches = settings.switch is not None
         self.randomiser = None if settings.randomise is None else Randomiser(self.physics, settings.randomise)
@@ -217,7 +217,7 @@ class MotorBatch:
         """Carries a share of low bodies' weight where a curriculum makes it easy."""
         if self.asked.curriculum is None or not self._lifts.any():
             return
-        force = self._lifts[self.asked.skill] * (1.0 - self.asked.level)
+        force = self._lifts[self.asked.skill] * (1.0 - self.asked.level) * self.physics.weight  # N
         self.physics.xfrc_applied[:, self.physics.torso, 2] = force * (self.physics.qpos[:, 2] < LIFTED_BELOW)
 
     def _move_reference(self, state: State) -> None:
@@ -278,8 +278,12 @@ class MotorBatch:
         success, switches = self.success(np.zeros(self.num_envs, bool)), {}
         for i in map(int, due):
             before = int(self.asked.skill[i])
+            after = self.asked.next_skill(i, self.rngs[i])
+            if after == before:  # there is no other
+                self.asked.time_skill(i, self.rngs[i], float(now[i]))
+                continue
             self.ended(i, bool(success[i]))
-            self.begin_skill(i, self.asked.next_skill(i, self.rngs[i]))
+            self.begin_skill(i, after)
             self.asked.time_skill(i, self.rngs[i], float(now[i]))
             switches[i] = Switch(self.skills[before], self.skills[self.asked.skill[i]], bool(success[i]))
         return switches

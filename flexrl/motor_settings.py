@@ -15,7 +15,7 @@ from flexrl.physics import Mode
 from flexrl.randomise import RandomiseSettings
 from flexrl.resets import FallenPoses
 from flexrl.skill_sampling import Sampling
-from flexrl.tasks import SKILLS, Range, Task, find_task
+from flexrl.tasks import SKILLS, Command, Range, Task, find_task
 
 SkillName = Literal[
     "stand_still",
@@ -34,17 +34,30 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-class TaskOverrides(Settings):
-    """What a YAML may change of a task, by name."""
+class CommandRanges(Settings):
+    """What is drawn of a command, where the task's own is not meant."""
 
-    # weight of reward terms, by the term's name
-    rewards: dict[str, float] = {}
     # m/s forward: a number, or [lowest, highest] of what is drawn for each episode
     speed: float | Range | None = None
     # m/s leftward, likewise
     sideways: float | Range | None = None
     # rad/s to the left, likewise
     yaw_rate: float | Range | None = None
+
+
+class TaskOverrides(CommandRanges):
+    """What a YAML may change of a task, by name."""
+
+    # weight of reward terms, by the term's name
+    rewards: dict[str, float] = {}
+    # share of commands that are all zero
+    still: Share | None = None
+    # s until another command is drawn within the episode, [shortest, longest]
+    every: Range | None = None
+    # ranges that a curriculum begins with
+    easiest: CommandRanges | None = None
+    # share of the weight that a curriculum begins with carrying while the torso is low
+    lift: Share | None = None
     # Hz, for tasks with a gait: full left-right cycles
     gait_frequency: float | None = Field(None, gt=0)
     # control steps (15 ms for the humanoid, 50 ms for the cheetah) until an episode is truncated
@@ -79,7 +92,7 @@ class MotorSettings(Settings):
     switch: Range | None = None
     # tasks become harder as they succeed (commands, help in getting up); null: at full difficulty from the start
     curriculum: CurriculumSettings | None = None
-    # changes to tasks: {walk_forward: {rewards: {upright: 1.0}}}
+    # changes to tasks, whether the world has them or not: {walk_forward: {rewards: {upright: 1.0}}}
     tasks: dict[TaskName, TaskOverrides] = {}
     # v5: Gymnasium's dynamics exactly; fast: implicitfast, 3 x 5 ms (the cheetah's are the same in both)
     physics: Mode = "fast"
@@ -109,24 +122,29 @@ def resolve_tasks(settings: MotorSettings) -> dict[str, tuple[Task, float]]:
     if settings.randomise is not None and "v5" in (settings.observation, settings.task):
         raise ValueError("world.randomise: the v5 observation and task are Gymnasium's, bit for bit; write null")
     if settings.switch is not None:
-        _range("world.switch", settings.switch)
+        if _range("world.switch", settings.switch)[0] <= 0:
+            raise ValueError(f"world.switch: expected seconds above 0, found {settings.switch[0]:g}")
         if settings.task != "mixed":
             raise ValueError("world.switch: only a mixed world has several skills; write task: mixed")
+    for name in settings.tasks:
+        if name != "mixed":
+            _resolve(settings, name, f"world.tasks.{name}")
+        else:
+            raise ValueError("world.tasks.mixed: several tasks are changed one by one; name one")
     if settings.task != "mixed":
         if settings.skills:
             raise ValueError("world.skills: only a mixed world has several; write task: mixed")
-        return {settings.task: (_resolve(settings, settings.task), 1.0)}
+        return {settings.task: (_resolve(settings, settings.task, "world.task"), 1.0)}
     weights = {str(name): weight for name, weight in settings.skills.items()} or dict.fromkeys(SKILLS[settings.body], 1.0)
     if sum(weights.values()) <= 0:
         raise ValueError("world.skills: one weight at least must be above 0")
-    return {name: (_resolve(settings, name), weight) for name, weight in weights.items()}
+    return {name: (_resolve(settings, name, "world.skills"), weight) for name, weight in weights.items()}
 
 
-def _resolve(settings: MotorSettings, name: str) -> Task:
+def _resolve(settings: MotorSettings, name: str, where: str) -> Task:
     try:
         task = find_task(settings.body, name)
     except KeyError as error:
-        where = "world.task" if settings.task != "mixed" else "world.skills"
         raise ValueError(f"{where}: {error.args[0]}") from None
     overrides = settings.tasks.get(name)  # type: ignore[call-overload]
     if not getattr(task.words, settings.phrasings):
@@ -142,23 +160,42 @@ def _resolve(settings: MotorSettings, name: str) -> Task:
     if overrides.poses is not None and not isinstance(task.reset, FallenPoses):
         raise ValueError(f"world.tasks.{name}.poses: task {name} does not begin lying; leave it away")
     reset = task.reset if overrides.poses is None else FallenPoses(overrides.poses)
-    ranges: dict[str, Any] = {key: _range(f"world.tasks.{name}.{key}", getattr(overrides, key)) for key in RANGES}
+    command, easiest = _command(task, task.command, overrides, f"world.tasks.{name}"), task.easiest
+    if overrides.still is not None:
+        command = replace(command, still=overrides.still)
+    if overrides.every is not None:
+        if _range(f"world.tasks.{name}.every", overrides.every)[0] <= 0:
+            raise ValueError(f"world.tasks.{name}.every: expected seconds above 0, found {overrides.every[0]:g}")
+        command = replace(command, every=overrides.every)
+    if overrides.easiest is not None:
+        easiest = _command(task, easiest or command, overrides.easiest, f"world.tasks.{name}.easiest")
     return replace(
         task,
         rewards={term: overrides.rewards.get(key, task.rewards[term]) for key, term in terms.items()},
-        command=replace(task.command, **{key: value for key, value in ranges.items() if value is not None}),
+        command=command,
+        easiest=easiest,
+        lift=task.lift if overrides.lift is None else overrides.lift,
         gait_frequency=overrides.gait_frequency or task.gait_frequency,
         max_steps=overrides.max_steps or task.max_steps,
         reset=reset,
     )
 
 
-def _range(where: str, value: float | Range | None) -> Range | None:
-    if value is None or isinstance(value, tuple):
-        if value is not None and value[0] > value[1]:
-            raise ValueError(f"{where}: expected [lowest, highest], found [{value[0]:g}, {value[1]:g}]")
-        return value
-    return (value, value)
+def _command(task: Task, command: Command, ranges: CommandRanges, where: str) -> Command:
+    """The command with the ranges that are given; ValueError if the task asks for no such thing."""
+    given = {key: getattr(ranges, key) for key in RANGES if getattr(ranges, key) is not None}
+    for key in given:
+        if isinstance(task.reset, FallenPoses) or task.name == "v5" or (task.body == "half_cheetah" and key != "speed"):
+            raise ValueError(f"{where}.{key}: {task.name} of the {task.body} is asked for no {key}; leave it away")
+    ranges: dict[str, Any] = {key: _range(f"{where}.{key}", value) for key, value in given.items()}
+    return replace(command, **ranges)
+
+
+def _range(where: str, value: float | Range) -> Range:
+    low, high = value if isinstance(value, tuple) else (value, value)
+    if low > high:
+        raise ValueError(f"{where}: expected [lowest, highest], found [{low:g}, {high:g}]")
+    return low, high
 
 
 assert set(SkillName.__args__) == {name for names in SKILLS.values() for name in names}  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ class MotorActorCriticPolicy(ActorCriticPolicy):
 
     `apart`: columns of the observation that are above 0 while a skill is asked for which has an actor, a critic and a noise
     of its own; all other skills share one. They begin alike. What such a skill learns moves nothing else (a mixture of
-    experts whose gate is the goal).
+    experts whose gate is the goal). Those of `frozen` (indices into `apart`) learn nothing and stay as they are.
     """
 
     def __init__(
@@ -44,9 +44,10 @@ class MotorActorCriticPolicy(ActorCriticPolicy):
         obs_mirror: Mirror | None = None,
         action_mirror: Mirror | None = None,
         apart: Sequence[int] = (),
+        frozen: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
-        self.apart = list(apart)
+        self.apart, self.frozen = list(apart), list(frozen)
         super().__init__(*args, **kwargs)
         self.is_mirrored = obs_mirror is not None
         for name, mirror in (("obs", obs_mirror), ("action", action_mirror)):
@@ -63,6 +64,17 @@ class MotorActorCriticPolicy(ActorCriticPolicy):
         log_std: Tensor = self.log_std  # type: ignore[has-type]
         self.log_std = nn.Parameter(log_std.detach().repeat(1 + len(self.apart), 1))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        for index in self.frozen:
+            self.others[index].requires_grad_(False)
+        if self.frozen:
+            self.log_std.register_hook(lambda gradient: gradient * self.learns[:, None])
+
+    @property
+    def learns(self) -> Tensor:
+        """Which of the towers learn, (1 + len(apart),), true or false."""
+        learns = torch.ones(1 + len(self.apart), dtype=torch.bool, device=self.log_std.device)
+        learns[[1 + index for index in self.frozen]] = False
+        return learns
 
     def towers(self) -> Iterator[Any]:
         """Those of all skills without a network of their own, then of each that has one; see `route`."""

@@ -22,14 +22,14 @@ class Numbers:
 
     mean: NDArray[np.float64] | None  # of observations, (obs_dim,); None: they are not normalised
     variance: NDArray[np.float64] | None
-    return_variance: NDArray[np.float64]  # ()
+    return_variance: NDArray[np.float64] | None  # (); None: neither observations nor rewards were normalised
     count: float  # steps
 
     @classmethod
     def of(cls, parent: Snapshot) -> Numbers:
         """A snapshot's."""
         arrays = snapshots.read_arrays(parent.folder / "normaliser.safetensors")
-        return cls(arrays.get("mean"), arrays.get("variance"), arrays["return_variance"], float(parent.about["num_steps"]))
+        return cls(arrays.get("mean"), arrays.get("variance"), arrays.get("return_variance"), float(parent.about["num_steps"]))
 
     @classmethod
     def pooled(cls, several: Sequence[Numbers]) -> Numbers:
@@ -44,9 +44,10 @@ class Numbers:
     def translate(self, weights: Mapping[str, NDArray[Any]], other: Numbers) -> dict[str, NDArray[Any]]:
         """The weights of one network that saw observations and returns by these numbers, for those by `other`."""
         result = dict(weights)
-        scale = np.sqrt((self.return_variance + EPSILON) / (other.return_variance + EPSILON))
-        for name in {"value_net.weight", "value_net.bias"} & set(weights):
-            result[name] = (weights[name] * scale).astype(weights[name].dtype)
+        if self.return_variance is not None and other.return_variance is not None:
+            scale = np.sqrt((self.return_variance + EPSILON) / (other.return_variance + EPSILON))
+            for name in {"value_net.weight", "value_net.bias"} & set(weights):
+                result[name] = (weights[name] * scale).astype(weights[name].dtype)
         if self.mean is None or self.variance is None or other.mean is None or other.variance is None:
             return result
         deviation = np.sqrt(self.variance + EPSILON)
@@ -68,4 +69,5 @@ class Numbers:
             known = len(self.mean)
             normaliser.obs_rms.mean[:known], normaliser.obs_rms.var[:known] = self.mean, self.variance
             normaliser.obs_rms.count = self.count
-        normaliser.ret_rms.var, normaliser.ret_rms.count = self.return_variance, self.count
+        if self.return_variance is not None:
+            normaliser.ret_rms.var, normaliser.ret_rms.count = self.return_variance, self.count

@@ -122,7 +122,9 @@ def bound_noise(learner: Any) -> None:
         for bound in (learner.min_action_std, learner.max_action_std)
     )
     if lowest is not None or highest is not None:
-        learner.policy.log_std.data.clamp_(min=lowest, max=highest)
+        own = learner.policy.log_std.data
+        bounded = own.clamp(min=lowest, max=highest)
+        own.copy_(bounded if own.ndim == 1 else torch.where(learner.policy.learns[:, None], bounded, own))
 
 
 def roll_out(learner: Any, env: VecEnv, callback: BaseCallback, buffer: Any, n_rollout_steps: int, player: Player) -> bool:
@@ -224,6 +226,8 @@ def update(learner: Any, network: Network, minibatches: Callable[[], Iterable[An
         learner._n_updates += 1
         if over:
             break
+    if not logged:  # nothing was seen but what frozen networks do
+        return
     policy_loss, value_loss, clip_fraction, _, entropy, bounds_loss, smooth_loss, loss = torch.stack(logged).double().numpy().T
     values, returns = learner.rollout_buffer.values.flatten(), learner.rollout_buffer.returns.flatten()
     record = learner.logger.record
@@ -309,8 +313,8 @@ def _log_constant(log_std: Tensor) -> Tensor:
 
 
 def _flat_gradients(policy: nn.Module) -> Tensor:
-    """One vector that all parameters' `.grad` are views of."""
-    parameters = list(policy.parameters())
+    """One vector that the `.grad` of all parameters that learn are views of."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() for parameter in parameters]
     gradients = torch.zeros(sum(sizes))
     for parameter, part in zip(parameters, gradients.split(sizes), strict=True):

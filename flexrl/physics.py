@@ -158,9 +158,7 @@ class Physics:
             self.cfrc_ext = np.zeros((num_envs, self.model.nbody, 6))
         self._data = mujoco.MjData(self.model)
         self._default_qpos, self._default_qvel = self._data.qpos.copy(), self._data.qvel.copy()
-        self._mass = self.model.body_mass[:, None].copy()  # (nbody, 1) kg
-        self._total_mass = np.sum(self._mass)
-        self.weight = float(self._total_mass * -self.model.opt.gravity[2])  # N
+        self._mass = self.model.body_mass[:, None, None].copy()  # (nbody, num_envs or 1, 1) kg
         self.torso = self.model.body("torso").id
         # (nv,) N m for the control range's unit, 0 for the root; of the plain motors, whatever drives the joints
         plain = self.model if not servo else load_model(body, mode)
@@ -190,9 +188,16 @@ class Physics:
         values: Array = self._batch.expand(field)
         return values
 
-    def set_constants(self) -> None:
-        """What follows from masses and inertias, after they were written."""
+    def set_masses(self, masses: Array, inertias: Array) -> None:
+        """Each simulation's own, (num_envs, nbody) kg and (num_envs, nbody, 3) kg m^2, and what follows from them."""
+        self.expand("body_mass")[:], self.expand("body_inertia")[:] = masses, inertias
         self._batch.set_const()
+        self._mass = masses.T[:, :, None].copy()
+
+    @property
+    def weight(self) -> Array:
+        """N, (num_envs,) where bodies differ, or (1,)."""
+        return np.asarray(np.sum(self._mass, axis=0)[:, 0] * -self.model.opt.gravity[2])
 
     def ground_position(self, ids: slice | NDArray[np.intp] = ALL) -> Array:
         """Where simulations `ids` (n,) are over the ground, (n, 2) m, as their Gymnasium env measures speed.
@@ -201,7 +206,8 @@ class Physics:
         """
         if self.body.free:
             bodies = self.xipos[ids, :, 0:2].transpose(1, 0, 2)  # summed one body after the other, as np.sum does over axis 1
-            return np.add.reduce(bodies * self._mass[:, None], axis=0) / self._total_mass
+            mass = self._mass if self._mass.shape[1] == 1 else self._mass[:, ids]
+            return np.add.reduce(bodies * mass, axis=0) / np.sum(mass, axis=0)
         x = self.qpos[ids, 0]
         return np.stack([x, np.zeros(len(x))], axis=1)
 

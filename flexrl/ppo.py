@@ -206,14 +206,24 @@ class _Rollout:
         if policy is not None:
             self.observations = policy.with_mirror_images(self.observations)
             self.routes = policy.route(self.observations)
+        self._learns: Tensor | None = None  # whether each sample's network does, (n,); None: all
+        if policy is not None and self.routes is not None and policy.frozen:
+            self._learns = policy.learns[self.routes[: len(self.actions)]]
 
     def minibatches(self, size: int, in_pairs: bool = False) -> Iterator[_Minibatch]:
-        """All samples once, in an order drawn as SB3 draws it, `size` at a time; or in pairs of a step and the next."""
+        """All samples once, in an order drawn as SB3 draws it, `size` at a time; or in pairs of a step and the next.
+
+        Samples of frozen networks are left out.
+        """
         if in_pairs:
             first = 2 * torch.from_numpy(np.random.permutation(len(self.actions) // 2))
+            if self._learns is not None:
+                first = first[self._learns[first] & self._learns[first + 1]]
             order = torch.stack([first, first + 1], dim=1).flatten()
         else:
             order = torch.from_numpy(np.random.permutation(len(self.actions)))
+            if self._learns is not None:
+                order = order[self._learns[order]]
         return (_Minibatch(self, ids) for ids in order.split(size))
 
 

@@ -57,9 +57,7 @@ class Randomiser:
             self.physics.expand("geom_friction")[:] = model.geom_friction * factors[:, None, None]
         if settings.mass is not None:
             factors = np.array([rng.uniform(*settings.mass, size=model.nbody) for rng in rngs])
-            self.physics.expand("body_mass")[:] = model.body_mass * factors
-            self.physics.expand("body_inertia")[:] = model.body_inertia * factors[:, :, None]
-            self.physics.set_constants()
+            self.physics.set_masses(model.body_mass * factors, model.body_inertia * factors[:, :, None])
         if settings.strength is not None:
             factors = np.array([rng.uniform(*settings.strength, size=model.nu) for rng in rngs])
             for name, columns in SERVO_STRENGTH if self.physics.servo else MOTOR_STRENGTH:

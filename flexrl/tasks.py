@@ -132,7 +132,7 @@ def follows(measures: Measures, fell: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def gets_up(measures: Measures, fell: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Upright within 3 s, and for the 2 s after."""
-    return measures.upright_at <= TIME_TO_GET_UP
+    return ~fell & (measures.upright_at <= TIME_TO_GET_UP)
 
 
 def _keeps_turning(measures: Measures) -> NDArray[np.bool_]:

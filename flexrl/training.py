@@ -92,6 +92,8 @@ class TrainSettings(Settings):
         for skill in self.init_apart:
             if skill not in getattr(self.learner, "apart", []):
                 raise ValueError(f"init_apart.{skill}: {skill} has no network apart; add it to learner.apart")
+        if getattr(self.learner, "frozen", []) and self.init_from is None:
+            raise ValueError("learner.frozen: a network that stays as it begins must have learned before; write init_from")
         return self
 
     @property

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flexrl import snapshots
 from flexrl.config import UserError
 from flexrl.learners import Learner
-from flexrl.motor_settings import MotorSettings
+from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.networks import OTHERS, MotorActorCriticPolicy
 from flexrl.normaliser import Numbers
 from flexrl.policies import Snapshot
@@ -103,10 +103,10 @@ def _check(learner: Learner, parent: Parent, world: object) -> None:
     theirs, settings = parent.snapshot.settings.world, parent.snapshot.settings
     if not isinstance(world, MotorSettings) or not isinstance(theirs, MotorSettings):
         raise UserError(f"{parent.where}: only a policy of a motor world can be gone on with in a motor world")
-    for name in ("body", "observation", "action"):
+    for name in ("body", "observation", "action", *(["encoder"] if "embedding" in theirs.goal else [])):
         if getattr(theirs, name) != getattr(world, name):
             raise UserError(f"{parent.where}: its {name} is {getattr(theirs, name)}, here it is {getattr(world, name)}")
-    if theirs.goal and (theirs.goal, theirs.task, list(theirs.skills)) != (world.goal, world.task, list(world.skills)):
+    if theirs.goal and (theirs.goal, list(resolve_tasks(theirs))) != (world.goal, list(resolve_tasks(world))):
         raise UserError(
             f"{parent.where}: it sees another goal; "
             "only one that sees none, or the same of the same skills, can be gone on with"

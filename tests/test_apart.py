@@ -120,6 +120,28 @@ def test_advantages_have_a_scale_for_each_network() -> None:
         assert its.std(correction=0) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize(("changes", "sb3"), [({"smooth_coef": 0.1, "max_action_std": 0.2}, False), ({}, False), ({}, True)])
+def test_a_frozen_network_stays_as_it_was_and_so_does_what_it_sees(
+    changes: dict[str, Any], sb3: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others learn; by SB3's own update too, which takes over on a GPU."""
+    learner = learner_on(WORLD, apart=["turn_left", "recover"], frozen=["recover"], **changes)
+    disturb(learner)
+    if sb3:
+        monkeypatch.setattr(learner.model, "_is_plain", lambda: False)
+    before = {name: array.copy() for name, array in learner.policy_arrays().items()}
+    mean = learner.normaliser.obs_rms.mean.copy()  # type: ignore[union-attr]
+    for _ in range(3):
+        learner.improve()
+    for name, array in learner.policy_arrays().items():
+        if name == "log_std":
+            assert np.array_equal(array[2], before[name][2])
+            assert (array[:2] != before[name][:2]).all()
+        else:
+            assert np.array_equal(array, before[name]) == name.startswith("others.1."), name
+    np.testing.assert_array_equal(mean, learner.normaliser.obs_rms.mean)  # type: ignore[union-attr]
+
+
 def test_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     learner = learner_on(WORLD, apart=["recover"], smooth_coef=0.1, max_action_std=0.4)
     for _ in range(3):
@@ -232,6 +254,11 @@ def test_a_network_to_begin_with_needs_a_place(changes: list[str], line: str) ->
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        (["learner.frozen=[recover]"], r"learner.frozen: recover has no network apart; add it to learner.apart"),
+        (
+            ["world.task=mixed", "world.goal=[one_hot]", "learner.apart=[recover]", "learner.frozen=[recover]"],
+            "learner.frozen: a network that stays as it begins must have learned before; write init_from",
+        ),
         (["world.task=mixed", "learner.apart=[recover]"], "learner.apart: needs a mixed motor world"),
         (["world.task=mixed", "world.goal=[one_hot]", "learner.apart=[fly]"], "learner.apart: the world has no skill 'fly'"),
         (

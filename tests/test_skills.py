@@ -91,6 +91,17 @@ def test_skills_change_within_an_episode_and_say_so() -> None:
     assert evaluation_settings(world.batch.settings, 4).switch is None
 
 
+def test_where_there_is_no_other_skill_none_changes() -> None:
+    world = MotorWorld(
+        MotorSettings(task="mixed", skills={"stand_still": 1, "follow": 0}, switch=(0.03, 0.05), num_envs=2, num_threads=1)
+    )
+    world.reset()
+    for _ in range(10):
+        *_, infos = world.step(np.zeros((2, 17), np.float32))
+        assert not any("switch" in info for info in infos)
+    assert (world.batch.steps_before == 0).all()
+
+
 def test_a_body_that_lies_goes_on_getting_up() -> None:
     settings = MotorSettings(
         task="mixed", skills={"recover": 1.0, "walk_forward": 1.0}, num_envs=8, num_threads=1, switch=(0.1, 0.1)
@@ -191,7 +202,7 @@ def test_a_curriculum_carries_who_lies_and_evaluations_do_not() -> None:
     for batch in (easy, full):
         batch.reset(np.arange(2))
         batch.step(np.zeros((2, 17), np.float32))
-    lift = easy.tasks[0].lift * 0.5 * easy.physics.weight  # N
+    lift = easy.tasks[0].lift * 0.5 * easy.physics.weight[0]  # N
     np.testing.assert_allclose(easy.physics.xfrc_applied[:, easy.physics.torso, 2], lift)
     assert not full.physics.xfrc_applied.any()
 
@@ -283,6 +294,11 @@ def test_each_simulation_has_a_body_of_its_own_that_its_seed_decides() -> None:
         np.testing.assert_array_equal(values[1:], shifted.physics.expand(field)[:-1])
     for each in (plain, batch):
         each.reset(np.arange(4))
+    masses, bodies = batch.physics.expand("body_mass")[:, :, None], batch.physics.xipos[:, :, :2]
+    centre = (masses * bodies).sum(axis=1) / masses.sum(axis=1)  # (4, 2) m
+    np.testing.assert_allclose(batch.physics.ground_position(), centre)
+    np.testing.assert_allclose(batch.physics.ground_position(np.array([2])), centre[[2]])
+    np.testing.assert_allclose(batch.physics.weight, 9.81 * masses[:, :, 0].sum(axis=1))
     action = np.full((4, 17), 0.3, np.float32)
     assert not np.array_equal(plain.step(action).obs, batch.step(action).obs)
     assert evaluation_settings(settings, 2).randomise is None
@@ -319,6 +335,8 @@ def test_what_cannot_be_is_refused() -> None:
         MotorSettings(randomise={"mass": (2, 1)})
     with pytest.raises(ValueError, match="bit for bit"):
         resolve_tasks(MotorSettings(task="v5", randomise={"mass": (0.9, 1.1)}))
+    with pytest.raises(ValueError, match=r"lower_below: expected at most raise_above, 0\.3, found 0\.5"):
+        MotorSettings(curriculum={"raise_above": 0.3, "lower_below": 0.5})
     with pytest.raises(ValueError, match="write task: mixed"):
         resolve_tasks(MotorSettings(switch=(3, 8)))
     with pytest.raises(ValueError, match=r"switch: expected \[lowest, highest\]"):

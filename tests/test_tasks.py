@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,45 @@ def test_yaml_changes_weights_and_ranges_by_name() -> None:
         resolve_tasks(MotorSettings(skills={"walk_forward": 1.0}))
     with pytest.raises(ValueError, match="half_cheetah has no task 'turn_left'"):
         resolve_tasks(MotorSettings(body="half_cheetah", task="turn_left"))
+
+
+def test_yaml_changes_when_commands_change_and_where_a_curriculum_begins() -> None:
+    changes = TaskOverrides(still=0.5, every=(1.0, 2.0), easiest={"speed": 0.5, "yaw_rate": (-0.1, 0.1)})
+    lift = TaskOverrides(lift=0.3)
+    tasks = resolve_tasks(MotorSettings(task="mixed", tasks={"follow": changes, "recover": lift}))
+    follow = tasks["follow"][0]
+    assert (follow.command.still, follow.command.every, follow.command.speed) == (0.5, (1.0, 2.0), (-0.5, 1.5))
+    assert follow.easiest is not None
+    assert (follow.easiest.speed, follow.easiest.yaw_rate, follow.easiest.sideways) == ((0.5, 0.5), (-0.1, 0.1), (-0.3, 0.3))
+    assert tasks["recover"][0].lift == 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tasks": {"follow": {"rewards": {"uprigth": 1.0}}}}, r"world\.tasks\.follow\.rewards\.uprigth: .*mean 'upright'"),
+        (
+            {"tasks": {"turn_left": {}}, "body": "half_cheetah", "task": "v5"},
+            "world.tasks.turn_left: the half_cheetah has no task",
+        ),
+        ({"tasks": {"mixed": {}}}, "world.tasks.mixed: several tasks are changed one by one"),
+        ({"tasks": {"recover": {"speed": 1.0}}}, "world.tasks.recover.speed: recover of the humanoid is asked for no speed"),
+        ({"tasks": {"v5": {"yaw_rate": 1.0}}}, "world.tasks.v5.yaw_rate: v5 of the humanoid is asked for no yaw_rate"),
+        (
+            {"body": "half_cheetah", "task": "v5", "tasks": {"run_forward": {"sideways": 1.0}}},
+            "run_forward of the half_cheetah is asked for no sideways",
+        ),
+        (
+            {"tasks": {"follow": {"easiest": {"speed": (1.0, 0.0)}}}},
+            r"world.tasks.follow.easiest.speed: expected \[lowest, high",
+        ),
+        ({"tasks": {"follow": {"every": (0.0, 1.0)}}}, "world.tasks.follow.every: expected seconds above 0, found 0"),
+        ({"task": "mixed", "switch": (-3, 8)}, "world.switch: expected seconds above 0, found -3"),
+    ],
+)
+def test_changes_that_no_task_has_are_refused_whether_the_world_has_the_task_or_not(settings: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        resolve_tasks(MotorSettings(**settings))
 
 
 def test_tracking_is_seen_from_the_heading() -> None:

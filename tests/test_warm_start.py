@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from flexrl import config, snapshots
 from flexrl.config import UserError
 from flexrl.learners import Learner, make_learner
 from flexrl.policies import Snapshot, open_snapshot, snapshot_files
+from flexrl.tasks import SKILLS
+from flexrl.text_encoders import NUM_FEATURES, Encoder, hashed_ngrams
 from flexrl.training import TrainSettings
 from flexrl.warm_start import Parent, Parents, init_from
 from flexrl.worlds import make_world, normalise
@@ -25,7 +28,7 @@ def alone(parent: Snapshot) -> Parents:
 
 
 def learner_of(settings: TrainSettings) -> Learner:
-    world = normalise(make_world(settings.world, 0), settings.normalize_observations, True, 0.99)
+    world = normalise(make_world(settings.world, 0), settings.normalize_observations, settings.normalize_rewards, 0.99)
     return make_learner(settings.learner, world, num_steps=1000, seed=0, device="cpu")
 
 
@@ -81,3 +84,36 @@ def test_what_does_not_fit_is_refused_in_one_line(parent: Snapshot, changes: lis
     with pytest.raises(UserError, match=words) as caught:
         init_from(learner_of(settings), alone(parent), settings.world)
     assert "\n" not in str(caught.value)
+
+
+def child_of(folder: Path, parent: list[str], child: list[str]) -> Learner:
+    """A learner of settings `child` that begins with what a fresh one of `parent` is."""
+    settings = config.load(TrainSettings, None, [*UNAWARE, *parent])
+    snapshots.write(folder, snapshot_files(learner_of(settings), settings, {}) | {"lineage.json": b"{}"})
+    settings = config.load(TrainSettings, None, [*UNAWARE, *child])
+    learner = learner_of(settings)
+    init_from(learner, alone(open_snapshot(folder)), settings.world)
+    return learner
+
+
+def test_words_are_of_the_encoder_that_the_parent_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "flexrl.goals.find_encoder", lambda name: Encoder(NUM_FEATURES, hashed_ngrams)
+    )  # as if a transformer were there
+    words = ["world.goal=[embedding]"]
+    with pytest.raises(UserError, match="its encoder is hashed_ngrams, here it is transformer:bert"):
+        child_of(tmp_path / "best", words, [*words, "world.encoder=transformer:bert"])
+    child_of(tmp_path / "other", ["world.encoder=transformer:bert"], words)  # which had nothing to encode
+
+
+def test_skills_are_the_same_whether_they_are_spelled_out_or_not(tmp_path: Path) -> None:
+    skills = "{" + ", ".join(f"{skill}: 1" for skill in SKILLS["humanoid"]) + "}"
+    goal = "world.goal=[one_hot]"
+    child_of(tmp_path / "best", [goal], [goal, f"world.skills={skills}"])
+
+
+def test_a_parent_that_normalised_nothing_leaves_rewards_to_be_counted_anew(tmp_path: Path) -> None:
+    raw = ["normalize_observations=false"]
+    learner = child_of(tmp_path / "best", [*raw, "normalize_rewards=false"], raw)
+    assert learner.normaliser is not None
+    assert learner.normaliser.ret_rms.var == 1.0
