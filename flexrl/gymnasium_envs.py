@@ -21,7 +21,8 @@ class MotorEnv(gymnasium.Env):
     """One simulation of a `MotorBatch`: the code that trains is the code that is stepped here.
 
     Keyword arguments are those of `MotorSettings` (task, physics, observation, action, tasks). `info` carries each reward
-    term as `reward/<term>`, the present `skill`, a `switch` to it (motor_batch.Switch), and whether the physics `diverged`.
+    term as `reward/<term>`, the present `skill` and `command` (3,) (m/s forward, m/s leftward, rad/s), whether skill or command
+    changed with this step (`goal_changed`), a `switch` of the skill (motor_batch.Switch), and whether the physics `diverged`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 67}  # the humanoid's control step is 15 ms
@@ -54,6 +55,7 @@ class MotorEnv(gymnasium.Env):
         terms = zip(self.batch.term_names, result.terms[:, 0], strict=True)
         info: dict[str, Any] = {f"reward/{name}": float(value) for name, value in terms}
         info["skill"] = self.batch.tasks[self.batch.asked.skill[0]].name
+        info["command"], info["goal_changed"] = self.batch.asked.command[0].copy(), 0 in result.unchanged
         info["diverged"] = bool(result.diverged[0])
         if 0 in result.switches:
             info["switch"] = result.switches[0]

@@ -19,6 +19,7 @@ from flexrl.worlds import only_skill
 
 SECONDS = 4.0  # of each skill
 SHOWN = 1.2  # s of each skill on a contact sheet
+SHOWS = 0.8  # of a command that is drawn: m/s and rad/s at least, as one vector, so that there is something to be seen
 
 
 @dataclass
@@ -78,4 +79,10 @@ def _go_through(policy: Policy, world: MotorWorld, skills: list[str], tour: Tour
 def _ask_for(batch: MotorBatch, name: str) -> NDArray[np.floating]:
     """Goes on with that skill; returns what is observed then, (1, obs_dim)."""
     batch.begin_skill(0, batch.skills.index(name))
+    if batch.tasks[batch.skills.index(name)].command.every is not None:
+        for _ in range(100):  # whose ranges may hold no such thing
+            if np.linalg.norm(batch.asked.command[0]) >= SHOWS:
+                break
+            batch.asked.draw_command(0, batch.rngs[0], 0.0)
+        batch.asked.command_ends[0] = np.inf
     return batch.observe(batch.previous_action)

@@ -39,6 +39,20 @@ def test_env_and_world_are_the_same_code() -> None:
         assert sum(value for key, value in info.items() if key.startswith("reward/")) == pytest.approx(reward)
 
 
+def test_infos_tell_when_another_command_is_drawn() -> None:
+    env = gymnasium.make("flexrl/Humanoid-v0", task="follow", goal=["command"], tasks={"follow": {"every": (0.03, 0.03)}})
+    env.reset(seed=0)
+    before, changes = None, []
+    for _ in range(6):  # 90 ms
+        *_, info = env.step(np.zeros(17, np.float32))
+        if before is not None:
+            assert info["goal_changed"] == (not np.array_equal(info["command"], before))
+        before = info["command"]
+        changes.append(info["goal_changed"])
+    assert sum(changes) == 3
+    env.close()
+
+
 def test_it_renders() -> None:
     env = gymnasium.make("flexrl/Humanoid-v0", render_mode="rgb_array")
     env.reset(seed=0)

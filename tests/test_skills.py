@@ -17,7 +17,7 @@ from flexrl.policies import ZeroPolicy
 from flexrl.reference import LEAD, SETTLING, Reference
 from flexrl.tasks import Command, find_task
 from flexrl.text_encoders import NUM_FEATURES, hashed_ngrams
-from flexrl.tour import SECONDS, go_through_skills
+from flexrl.tour import SECONDS, SHOWS, _ask_for, go_through_skills
 from flexrl.worlds import evaluation_settings
 
 DT = 0.015  # s
@@ -427,6 +427,19 @@ def test_a_tour_shows_every_skill_and_gets_up_last() -> None:
     assert [len(states) for states in tour.parts.values()] == [steps] * 3
     assert tour.parts["stand still"][0][2] > 1.3  # m: the torso of one that stands
     assert tour.parts["get up"][0][2] < 0.8
+
+
+def test_a_tour_asks_who_follows_for_something_that_can_be_seen() -> None:
+    follow = {"still": 0.9, "every": (0.02, 0.02)}
+    settings = MotorSettings(task="mixed", skills={"stand_still": 1, "follow": 1}, tasks={"follow": follow}, num_threads=1)
+    batch = MotorBatch(settings.model_copy(update={"num_envs": 1}), seed=0)
+    batch.reset(np.arange(1))
+    _ask_for(batch, "follow")
+    asked = batch.asked.command[0].copy()
+    assert np.linalg.norm(asked) >= SHOWS
+    for _ in range(5):  # 75 ms
+        batch.step(np.zeros((1, 17), np.float32))
+        np.testing.assert_array_equal(batch.asked.command[0], asked)
 
 
 def test_evaluations_spread_evenly_whatever_the_weights() -> None:
