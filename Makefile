@@ -6,8 +6,11 @@ MODEL  ?= examples/pretrained/humanoid_skills
 IMAGE  ?= flex-rl
 SWEEP  ?= examples/half_cheetah_sweep.yaml
 TARGET ?= local
+DATA   ?= workspace/skills_data
 # of a sweep on a cluster: IMAGE=... with its digest, or what `make load-image` (kind) or `make push-image` (gke) brought there last
 DIGEST  = $(if $(filter-out flex-rl,$(IMAGE)),$(IMAGE),$(shell cat workspace/.$(TARGET)_image 2>/dev/null))
+# what images are built upon: python:TAG@sha256:... pins it to the bit (docker/Dockerfile)
+BUILD   = $(addprefix --build-arg BASE=,$(BASE))
 # kubectl at the cluster that `make cluster-up` or `make kubeconfig` made, whatever it was used for last
 AT_KIND = kubectl --context kind-flex-rl
 AT_GKE  = kubectl --context "$$(cat workspace/.gke_context)"
@@ -18,7 +21,7 @@ ROOM    = 20  # GB that images and a cluster take
 GPUS   ?= $(shell command -v nvidia-smi >/dev/null && echo --gpus all)
 
 .DEFAULT_GOAL := help
-.PHONY: help train play collect test check format tensorboard bench sweep status logs fetch need-name need-kubectl need-docker need-room need-cluster build-dev shell \
+.PHONY: help train train-dt play collect test check format tensorboard bench sweep status logs fetch report cancel need-name need-kubectl need-docker need-room need-cluster build-dev shell \
         build-runtime cluster-up load-image cluster-down push-image archive need-image need-cloud cloud-plan cloud-up cloud-down kubeconfig clean
 
 help:  ## print this
@@ -37,6 +40,9 @@ play: $(VENV)/.installed  ## watch the shipped skills: a table, and play.mp4 (MO
 
 collect: $(VENV)/.installed  ## 200,000 steps of the shipped skills as a dataset (workspace/skills_data; ARGS=... for more)
 	$(RUN) collect.py --name skills_data --model $(MODEL) $(ARGS)
+
+train-dt: $(VENV)/.installed  ## train a Decision Transformer on a dataset (workspace/humanoid_dt; DATA=workspace/skills_data, of make collect)
+	$(RUN) train_dt.py --name humanoid_dt --config examples/dt_humanoid.yaml --dataset $(DATA) $(ARGS)
 
 test: $(VENV)/.installed  ## run the tests, as many at a time as there are cores
 	$(RUN) -m pytest -n auto --dist worksteal
@@ -79,6 +85,12 @@ logs: need-name $(VENV)/.installed  ## what a trial printed (NAME=half-cheetah-s
 	@test -n "$(TRIAL)" || { echo "which trial? make status NAME=$(NAME) shows their ids; make logs NAME=$(NAME) TRIAL=..." >&2; exit 2; }
 	$(RUN) submit_sweep.py logs $(NAME) $(TRIAL) $(ARGS)
 
+report: need-name $(VENV)/.installed  ## compare a sweep's points: a table, a picture, CSV (NAME=half-cheetah-sweep)
+	$(RUN) submit_sweep.py report $(NAME) $(ARGS)
+
+cancel: need-name $(VENV)/.installed  ## stop a sweep, here or on its cluster; submitted again it goes on (NAME=half-cheetah-sweep)
+	$(RUN) submit_sweep.py cancel $(NAME)
+
 fetch: need-name $(VENV)/.installed  ## bring what a sweep on GKE came to into workspace/ (NAME=half-cheetah-sweep)
 	$(RUN) submit_sweep.py fetch $(NAME)
 
@@ -95,11 +107,11 @@ need-kubectl:
 	{ echo "no cluster answers: make cluster-up starts one here, make kubeconfig PROJECT=... STATE=... names GKE's" >&2; exit 2; }
 
 need-cluster:
-	@missing=0; \
+	@exec >&2; missing=0; \
 	command -v docker >/dev/null || { missing=2; echo "docker is not installed: apt install docker.io, or https://docs.docker.com/engine/install/"; }; \
 	command -v kind >/dev/null || { missing=2; echo "kind is not installed: go install sigs.k8s.io/kind@latest, or brew install kind"; }; \
 	command -v kubectl >/dev/null || { missing=2; echo "kubectl is not installed: $(KUBECTL)"; }; \
-	exit $$missing >&2
+	exit $$missing
 	@$(MAKE) --no-print-directory need-docker
 
 need-room:
@@ -107,13 +119,13 @@ need-room:
 	test $$free -ge $(ROOM) || { echo "$$free GB are free here, images and a cluster take $(ROOM): docker system prune makes room" >&2; exit 2; }
 
 build-dev: need-docker  ## build the development image
-	docker build --target dev --tag $(IMAGE):dev --file docker/Dockerfile .
+	docker build --target dev $(BUILD) --tag $(IMAGE):dev --file docker/Dockerfile .
 
 shell: build-dev  ## a shell in the development image, with this folder mounted and your own user
 	docker run --rm --interactive --tty --user "$(shell id -u):$(shell id -g)" $(GPUS) --volume "$(CURDIR)":/app $(IMAGE):dev bash
 
 build-runtime: need-docker  ## build the image that clusters run (TORCH_INDEX=URL: torch from there, such as its wheels for CPUs)
-	docker build --target runtime --build-arg COMMIT="$(shell git rev-parse HEAD)" --build-arg TORCH_INDEX="$(TORCH_INDEX)" --tag $(IMAGE) --file docker/Dockerfile .
+	docker build --target runtime $(BUILD) --build-arg COMMIT="$(shell docker/commit.sh)" --build-arg TORCH_INDEX="$(TORCH_INDEX)" --tag $(IMAGE) --file docker/Dockerfile .
 
 cluster-up: need-room need-cluster  ## a Kind cluster on this machine, its workspace being this folder's
 	mkdir -p workspace

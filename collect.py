@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,12 +29,13 @@ from flexrl.collection import CollectSettings, describe, make_crew, open_models,
 from flexrl.collector import Collector
 from flexrl.config import Settings, UserError
 from flexrl.dataset import columns_of, open_dataset
-from flexrl.dataset_exports import export_lerobot, export_minari, export_npz, import_minari
+from flexrl.dataset_exports import export_lerobot, export_minari, export_npz
+from flexrl.dataset_imports import import_minari
 from flexrl.dataset_writer import DatasetWriter
 from flexrl.motor_world import MotorWorld
 from flexrl.progress import Progress
 from flexrl.provenance import python
-from flexrl.worlds import closing, make_world
+from flexrl.worlds import closing, make_world, recorded_world, why
 
 FLAGS = (
     command_line.Flag(
@@ -93,10 +94,13 @@ def export() -> None:
         raise UserError(f"--export {kind}: expected minari NAME, lerobot FOLDER or npz FILE")
     dataset = open_dataset(arguments.workspace / runs.check_name(arguments.name))
     dataset.verify()
-    if kind == "minari":
-        print(f"wrote {export_minari(dataset, to)}")
-        return
-    (export_lerobot if kind == "lerobot" else export_npz)(dataset, Path(to))
+    try:
+        if kind == "minari":
+            to = export_minari(dataset, to)
+        else:
+            (export_lerobot if kind == "lerobot" else export_npz)(dataset, Path(to))
+    except OSError as error:
+        raise UserError(f"--export {kind} {to}: cannot be written: {error.strerror or error}; name another place") from None
     print(f"wrote {to}")
 
 
@@ -106,24 +110,28 @@ def import_from_minari() -> None:
     parser.add_argument("--name", required=True, help="the new dataset's folder in the workspace")
     parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where it is to live (default: workspace)")
     parser.add_argument("--import-minari", type=Path, required=True, metavar="PATH", help="the folder of Minari's dataset")
+    parser.add_argument("--env", metavar="ID", help="the Gymnasium environment that it is of (default: the one that it names)")
     arguments = parser.parse_args()
     folder = arguments.workspace / runs.check_name(arguments.name)
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: there is something of this name; take another --name")
-    if not arguments.import_minari.is_dir():
-        raise UserError(f"--import-minari {arguments.import_minari}: no such folder")
-    with runs.Run(folder, ImportSettings(source=str(arguments.import_minari))) as run:
-        info = import_minari(arguments.import_minari, folder, ImportSettings.shard_steps)
+    info = import_minari(arguments.import_minari, folder, arguments.env)
+    with runs.Run(folder, ImportSettings(source=str(arguments.import_minari), env=arguments.env)) as run:
         run.num_steps = info.num_steps
     print(f"{info.num_steps:,} steps in {info.num_episodes:,} episodes: {folder}")
+    try:
+        recorded_world(info.world)
+    except ValueError as error:
+        print(f"what learns from it cannot be played: {why(error)}; import it again with --env ID", file=sys.stderr)
 
 
 class ImportSettings(Settings):
     """What an import is."""
 
-    shard_steps: ClassVar[int] = 65_536
     # the folder that was read
     source: str
+    # the environment in place of the one that it names; null: that one
+    env: str | None = None
 
 
 class Clock:

@@ -148,11 +148,12 @@ def cancel(name: str, ledger: Ledger) -> None:
     """Ends what runs of it on the cluster; here Ctrl-C, or SIGTERM to its process, does."""
     if ledger.ran_here:
         process = ledger.runner()
-        if process is None:
+        if process is not None:
+            os.kill(process, signal.SIGTERM)
+            print(f"{name}: asked process {process} to stop; its trials save and leave")
+            return
+        if all(ledger.has_ended(job) for job in ledger.jobs()):  # a cluster may not have told how one submitted before stands
             raise UserError(f"{name}: nothing of it runs here")
-        os.kill(process, signal.SIGTERM)
-        print(f"{name}: asked process {process} to stop; its trials save and leave")
-        return
     from flexrl import on_cluster
 
     names = on_cluster.cancel(name, ledger)

@@ -58,9 +58,10 @@ def lead(peers: parallel.Peers) -> None:
             use_cores(settings, peers)
             datasets = open_all(settings)
             latest = run.latest if snapshots.exists(run.latest) else None
+            for dataset in datasets:
+                dataset.verify()
             if latest is None:
                 for path, dataset in zip(settings.datasets, datasets, strict=True):
-                    dataset.verify()
                     run.add_parent(path, dataset.folder)
                 if settings.init_from is not None:
                     run.add_parent(settings.init_from, Path(settings.init_from))

@@ -18,7 +18,7 @@ fi
 umount "$scratch/probe"
 keep=${1:-$scratch}
 image=localhost/flex-rl-try
-commit=$(git rev-parse HEAD)
+commit=$(docker/commit.sh)
 export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
 mounted=()
 clean() {

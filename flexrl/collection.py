@@ -22,7 +22,7 @@ from flexrl.motor_world import MotorWorld
 from flexrl.policies import WITHOUT_SNAPSHOT, Policy, RandomPolicy, Snapshot, ZeroPolicy, load_policy, open_snapshot
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import Range
-from flexrl.worlds import AS_IT_IS, GymnasiumSettings, WorldSettings, make_world
+from flexrl.worlds import AS_IT_IS, CANNOT_MAKE, GymnasiumSettings, WorldSettings, make_world, why
 
 World = MotorSettings | GymnasiumSettings
 
@@ -45,6 +45,10 @@ class ModelSettings(Settings):
     weight: float = Field(1.0, gt=0)
     # sample actions instead of taking the likeliest
     stochastic: bool = False
+    # the return that a Decision Transformer is asked for; null: a high one of its data
+    target_return: float | None = None
+    # the parts of its goal that a Decision Transformer is shown, such as [words, command]; null: all
+    prompt: list[str] | None = None
     # snapshots that act in its place while a skill is asked for: {follow: workspace/humanoid_quiet/best}
     experts: dict[SkillName, str] = {}
     # whose actions are written to `intended` where this one has acted (DAgger, Ross et al. 2011); null: its own, before noise
@@ -100,18 +104,16 @@ def rehearse(settings: CollectSettings, is_new: bool) -> None:
     world_settings = world_of(settings, parents)
     try:
         world = make_world(world_settings.model_copy(update=small(world_settings)))
-    except ValueError as error:
-        raise UserError(f"world: {error}") from None
+    except CANNOT_MAKE as error:
+        raise UserError(f"world: {why(error)}") from None
     with contextlib.closing(world):
-        if not isinstance(world.observation_space, spaces.Box):
-            raise UserError("world: only observations that are numbers in a box can be collected")
+        check_spaces(world)
         if not isinstance(world.action_space, spaces.Box) and any(settings.noise):
             raise UserError("noise: only actions that are numbers can be noisy; write noise: [0]")
         for model, parent in zip(settings.models, parents, strict=True):
             if parent is not None:
                 check_fit(model.path, parent, settings.models[0], world_settings)
-                if model.stochastic:
-                    load_policy(parent, deterministic=False)  # not every kind has noise to sample
+            check_played(model, parent)
             for skill in (*model.experts, *(model.teacher.experts if model.teacher else ())):
                 check_expert(skill, world_settings)
             for path, other in zip(model.others, open_models_named(model.others), strict=True):
@@ -125,6 +127,39 @@ def rehearse(settings: CollectSettings, is_new: bool) -> None:
             )
         except ValueError as error:
             raise UserError(f"models: {error}") from None
+
+
+def check_spaces(world: Any) -> None:
+    """UserError if what the world shows or takes has no place in a dataset."""
+    shows, takes = world.observation_space, world.action_space
+    if not isinstance(shows, spaces.Box) or len(shape_of(shows)) != 1:
+        raise UserError(f"world: only observations that are vectors of numbers can be collected, and it shows {told(shows)}")
+    if not (isinstance(takes, spaces.Discrete) or (isinstance(takes, spaces.Box) and len(shape_of(takes)) <= 1)):
+        why_not = "only actions that are vectors of numbers, or one of several choices, can be collected"
+        raise UserError(f"world: {why_not}, and it takes {told(takes)}")
+
+
+def shape_of(space: spaces.Space[Any]) -> tuple[int, ...]:
+    """The space's shape, as numbers."""
+    return tuple(space.shape or ())
+
+
+def told(space: spaces.Space[Any]) -> str:
+    """The space in a few words, such as Box(96, 96, 3)."""
+    return f"{type(space).__name__}{shape_of(space) or ''}"
+
+
+def check_played(model: ModelSettings, parent: Snapshot | None) -> None:
+    """UserError if that policy cannot be played so: not every kind has noise to sample, a return to bring or a prompt."""
+    if not (model.stochastic or model.target_return is not None or model.prompt is not None):
+        return
+    if parent is not None:
+        try:
+            load_policy(parent, not model.stochastic, model.target_return, model.prompt)
+        except UserError as error:
+            raise UserError(f"models: {error}" if model.path in str(error) else f"models: {model.path}: {error}") from None
+    elif not model.stochastic:
+        raise UserError(f"models: prompt, target_return: {model.path} sees no goal; leave them away")
 
 
 def small(world: World) -> dict[str, Any]:
@@ -143,7 +178,7 @@ def check_expert(skill: str, world: World) -> None:
 def check_fit(path: str, parent: Snapshot, first: ModelSettings, world: World) -> None:
     """UserError if a policy sees or does something else than this world shows and takes."""
     own = parent.settings.world
-    keys = ("kind", "body", "observation", "goal", "encoder", "action", "id")
+    keys = ("kind", "body", "observation", "goal", "encoder", "action", "id", "kwargs")
     for key in keys:
         if getattr(own, key, None) != getattr(world, key, None):
             its, ours = getattr(own, key, None), getattr(world, key, None)
@@ -240,6 +275,8 @@ def describe(settings: CollectSettings, world_settings: World, world: Any, paren
                 experts={str(skill): path for skill, path in model.experts.items()},
                 teacher=model.teacher.model_dump(mode="json") if model.teacher else None,
                 others_sha256={path: snapshots.content_hash(Path(path)) for path in model.others},
+                target_return=model.target_return,
+                prompt=model.prompt,
             )
             for model, parent in zip(settings.models, parents, strict=True)
         ),
@@ -268,7 +305,8 @@ def make_crew(settings: CollectSettings, parents: list[Snapshot | None], world: 
     policies: list[Policy] = []
     for index, (model, parent) in enumerate(zip(settings.models, parents, strict=True)):
         if parent is not None:
-            policies.append(with_experts(load_policy(parent, deterministic=not model.stochastic), model.experts, world))
+            own = load_policy(parent, not model.stochastic, model.target_return, model.prompt)
+            policies.append(with_experts(own, model.experts, world))
         elif model.path == "random":
             policies.append(RandomPolicy(world.action_space, settings.seed + index))
         else:

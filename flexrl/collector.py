@@ -11,14 +11,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from flexrl.dataset import Column
+from flexrl.dataset import UNKNOWN, Column
 from flexrl.motor_world import MotorWorld
 from flexrl.policies import Policy
 from flexrl.randomness import pack_generator, random_state, set_random_state, unpack_generator
 
 Array = NDArray[Any]
 FIRST_CAPACITY = 1024  # steps of an episode that there is room for; doubled as episodes need it
-UNKNOWN = -1  # the skill of a world without skills
 
 
 @dataclass(frozen=True)
@@ -264,6 +263,7 @@ class Collector:
             "seed": self.seed + i,
             "number": int(self._number[i]),
             "skill": int(steps["skill"][-1]) if self._batch is not None else UNKNOWN,
+            "goal": int(steps["goal"][0]) if self._batch is not None else UNKNOWN,
             "num_switches": int(self._switches[i]),
             "policy": int(self.crew.policy[i]),
             "noise": float(self._noise[i]),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +30,9 @@ from flexrl import snapshots
 from flexrl.config import UserError
 
 FORMAT = 1  # goes up when a reader of the old files would misread the new ones
-MAX_OPEN = 256  # files of a dataset that are read from, beside their maps
+MAX_OPEN = 256  # files of steps that are read from, of all datasets together
+MAX_MAPPED = 16  # files of a dataset that are mapped: each map has an open file of its own (Python 3.11 duplicates it)
+UNKNOWN = -1  # the skill or phrase of an episode in a world without, or of which the table does not say
 DATASET, EPISODES, STATS = "dataset.yaml", "episodes.arrow", "stats.json"
 Array = NDArray[Any]
 
@@ -63,6 +66,8 @@ class PolicyInfo(_Record):
     experts: dict[str, str] = {}  # skill: path of who acted in its place there
     teacher: dict[str, Any] | None = None  # who said what to intend: path, and its experts
     others_sha256: dict[str, str] = {}  # path of experts and of a teacher: its content hash
+    target_return: float | None = None  # what a Decision Transformer was asked to bring; null: a high return of its data
+    prompt: list[str] | None = None  # the parts of its goal that it was shown; null: all
 
 
 class DatasetInfo(_Record):
@@ -160,7 +165,8 @@ class EpisodeTable:
     length: NDArray[np.int64]  # steps
     seed: NDArray[np.int64]  # of the simulation
     number: NDArray[np.int64]  # how many the simulation had had before
-    skill: NDArray[np.int64]  # the last one asked for; -1 in a world without
+    skill: NDArray[np.int64]  # the last one asked for; UNKNOWN in a world without
+    goal: NDArray[np.int64]  # the phrase that it was first asked for in, see Dataset.words; UNKNOWN where nothing says
     num_switches: NDArray[np.int64]  # changes of the skill within the episode
     policy: NDArray[np.int64]
     noise: NDArray[np.float64]
@@ -179,6 +185,8 @@ class EpisodeTable:
 
 
 TABLE = tuple(EpisodeTable.__dataclass_fields__)
+ADDED = {"goal": UNKNOWN}  # columns that tables of before them lack, and what stands there then
+_OPENED: deque[tuple[dict[int, FileIO], int]] = deque()  # the files that are read from, the oldest first: whose, and which
 
 
 @dataclass(frozen=True)
@@ -191,13 +199,17 @@ class Dataset:
     stats: dict[str, dict[str, list[float]]]
     sha256: str
     _mapped: dict[int, dict[str, Array]] = field(default_factory=dict)
-    _maps: list[mmap.mmap] = field(default_factory=list)
     _offsets: dict[int, dict[str, int]] = field(default_factory=dict)  # bytes, of each column in each file
     _files: dict[int, FileIO] = field(default_factory=dict)
 
     def shard(self, index: int) -> dict[str, Array]:
-        """A file's columns as memory-mapped arrays (num_rows, ...); UserError if it is not what dataset.yaml says."""
+        """A file's columns as memory-mapped arrays (num_rows, ...); UserError if it is not what dataset.yaml says.
+
+        A map lives as long as arrays of it do; the dataset itself keeps MAX_MAPPED of them.
+        """
         if index not in self._mapped:
+            while len(self._mapped) >= MAX_MAPPED:
+                del self._mapped[next(iter(self._mapped))]
             self._mapped[index] = self._map(index)
         return self._mapped[index]
 
@@ -218,23 +230,39 @@ class Dataset:
     def _offset(self, shard: int, name: str) -> int:
         """Where a column begins in a file, bytes."""
         if shard not in self._offsets:
-            self.shard(shard)
+            self._map(shard)
         return self._offsets[shard][name]
 
     def _file(self, shard: int) -> FileIO:
         if shard not in self._files:
-            if len(self._files) >= MAX_OPEN:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[shard] = (self.folder / shard_name(shard)).open("rb", buffering=0)
+            while len(_OPENED) >= MAX_OPEN:
+                files, oldest = _OPENED.popleft()
+                files.pop(oldest).close()
+            self._files[shard] = self._open(shard)
+            _OPENED.append((self._files, shard))
         return self._files[shard]
 
-    def _map(self, index: int) -> dict[str, Array]:
-        path = self.folder / shard_name(index)
+    def _open(self, shard: int) -> FileIO:
+        path = self.folder / shard_name(shard)
         try:
-            with path.open("rb") as file:
+            return path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise UserError(f"{path}: is missing; {_COLLECT_AGAIN}") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be opened: {error.strerror}") from None
+
+    def _map(self, index: int) -> dict[str, Array]:
+        """A file's columns, views of a map that ends with the last of them; keeps where each begins."""
+        path = self.folder / shard_name(index)
+        with self._open(index) as file:
+            try:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps.append(mapped)
-            buffer = pa.py_buffer(mapped)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be mapped: {error.strerror}") from None
+            except ValueError:
+                raise UserError(f"{path}: is cut or damaged (it is empty); {_COLLECT_AGAIN}") from None
+        buffer = pa.py_buffer(mapped)
+        try:
             batch = pa.ipc.open_file(pa.BufferReader(buffer)).get_batch(0)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path}: is cut or damaged ({' '.join(str(error).split())}); {_COLLECT_AGAIN}") from None
@@ -252,11 +280,19 @@ class Dataset:
     @cached_property
     def skills_seen(self) -> list[int]:
         """The skills that any step is of, in order."""
-        shards = np.unique(self.episodes.shard).tolist()
-        seen = sorted(set().union(*(np.unique(self.shard(shard)["skill"]).tolist() for shard in shards)) - {-1})
-        for mapped in self._maps:
-            mapped.madvise(mmap.MADV_DONTNEED)  # the pages that were read
-        return seen
+        seen: set[int] = set()
+        for shard in np.unique(self.episodes.shard).tolist():
+            seen |= set(np.unique(self._map(shard)["skill"]).tolist())  # a map that is not kept, nor the pages that were read
+        return sorted(seen - {UNKNOWN})
+
+    @cached_property
+    def words(self) -> list[str]:
+        """What each episode was first asked for, in words, (num_episodes,); its world's name where nobody asks."""
+        phrases, goals = self.info.phrases, self.episodes.goal.tolist()
+        if not phrases:
+            return [str(self.info.world.get("id"))] * len(goals)
+        known = (goal if goal != UNKNOWN else self.episode(i, ["goal"])["goal"][0] for i, goal in enumerate(goals))
+        return [phrases[goal].words for goal in known]
 
     def episode(self, index: int, names: Sequence[str] | None = None) -> dict[str, Array]:
         """The columns (length, ...) of an episode, views of the files; `terminated` and `truncated` included."""
@@ -271,8 +307,8 @@ class Dataset:
         return columns
 
     def verify(self) -> None:
-        """Compares every file with its hash; UserError names the first that is damaged."""
-        snapshots.check(self.folder)
+        """Compares every file with its hash; UserError names the first that is damaged, and the cure."""
+        snapshots.check(self.folder, _COLLECT_AGAIN)
 
 
 _COLLECT_AGAIN = "copy the dataset anew, or collect it again"
@@ -323,9 +359,11 @@ def read_info(path: Path) -> DatasetInfo:
 
 
 def read_episodes(path: Path) -> EpisodeTable:
-    """The table of episodes; UserError if it is damaged."""
+    """The table of episodes, of this flex-rl or an older one; UserError if it is damaged."""
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        return EpisodeTable(**{name: to_numpy(batch.column(name)) for name in TABLE})
+        lacking = {name: value for name, value in ADDED.items() if name not in batch.schema.names}
+        columns = {name: to_numpy(batch.column(name)) for name in TABLE if name not in lacking}
+        return EpisodeTable(**columns, **{name: np.full(len(batch), value) for name, value in lacking.items()})
     except (OSError, pa.ArrowException, KeyError) as error:
         raise UserError(f"{path}: is damaged ({' '.join(str(error).split())}); {_COLLECT_AGAIN}") from None

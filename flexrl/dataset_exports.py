@@ -1,8 +1,11 @@
-"""A dataset in the formats of others: Minari, LeRobot v3, NumPy; and one of Minari's as ours."""
+"""A dataset in the formats of others: Minari, LeRobot v3, NumPy; each whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import os
 import re
 import shutil
 import warnings
@@ -16,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flexrl.config import UserError
-from flexrl.dataset import DATASET, Array, BlockInfo, Dataset, DatasetInfo, PolicyInfo, read_info, to_arrow
-from flexrl.dataset_writer import DatasetWriter
+from flexrl.dataset import Array, Dataset, to_arrow
+from flexrl.worlds import CANNOT_MAKE, recorded_world, why
 
 NPZ_LIMIT = 2**31  # bytes: an .npz is made in memory
 MINARI_NAME = re.compile(r"([A-Za-z0-9_-]+/){0,3}[A-Za-z0-9_-]+-v\d{1,6}")
+MINARI_ROOT = "MINARI_DATASETS_PATH"  # its variable for where it keeps its datasets
 LEROBOT_VERSION = "v3.0"
 LEROBOT_FILES = 1000  # files of data in a chunk
 
@@ -33,31 +37,49 @@ def need(module: str, package: str) -> Any:
         raise UserError(f"{package} is not installed: python -m pip install '{package}'") from None
 
 
-def words_of(dataset: Dataset, index: int) -> str:
-    """What an episode was first asked for, in words; its world's name where nobody asks."""
-    goal = int(dataset.episode(index, ["goal"])["goal"][0])
-    return dataset.info.phrases[goal].words if dataset.info.phrases else str(dataset.info.world.get("id", "go"))
-
-
 def export_npz(dataset: Dataset, path: Path) -> None:
-    """All columns as arrays (num_steps, ...), `episode_start` (the first step of each) and the table's columns, in one file."""
+    """All columns as arrays (num_steps, ...), and of each episode its first step, its first words and the table's columns.
+
+    The latter as `episode_start`, `episode_words` and so on, all in one file.
+    """
     size = sum((dataset.folder / f"{i:05d}.arrow").stat().st_size for i in range(num_shards(dataset)))
     if size > NPZ_LIMIT:
         raise UserError(f"--export npz: {size / 2**30:.1f} GiB is too much for one .npz; export to minari or lerobot")
     refuse_existing(path)
-    episodes = [dataset.episode(i) for i in range(len(dataset.episodes))]
-    arrays = {name: np.concatenate([steps[name] for steps in episodes]) for name in episodes[0]}
-    table = {f"episode_{name.removeprefix('episode_')}": array for name, array in vars(dataset.episodes).items()}
     starts = np.cumsum([0, *dataset.episodes.length[:-1]])
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays, **(table | {"episode_start": starts}))
-    temporary.replace(path)
+    first = dataset.episode(0)
+    arrays = {name: np.empty((int(dataset.episodes.length.sum()), *a.shape[1:]), a.dtype) for name, a in first.items()}
+    for i, start in enumerate(starts.tolist()):
+        for name, steps in dataset.episode(i).items():
+            arrays[name][start : start + len(steps)] = steps
+    table = {f"episode_{name.removeprefix('episode_')}": array for name, array in vars(dataset.episodes).items()}
+    table |= {"episode_start": starts, "episode_words": np.array(dataset.words)}
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays, **table)
 
 
 def num_shards(dataset: Dataset) -> int:
     """How many files of steps it has."""
     return int(dataset.episodes.shard.max()) + 1
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what takes the name `path` when all of it is there; of an attempt that fails nothing stays."""
+    temporary = path.with_name(f".{path.name}.new")
+    remove(temporary)  # of an attempt that was killed
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path) -> None:
@@ -67,10 +89,18 @@ def refuse_existing(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def environment_of(info: DatasetInfo) -> gymnasium.envs.registration.EnvSpec | None:
-    """The Gymnasium environment that steps as the dataset's world does, one simulation at a time."""
+def environment_of(dataset: Dataset) -> gymnasium.envs.registration.EnvSpec:
+    """The Gymnasium environment that steps as the dataset's world does, one at a time; UserError if there is none."""
+    info = dataset.info
     if info.body is None:
-        return gymnasium.spec(info.world["id"])
+        try:
+            world = recorded_world(info.world)
+            spec = copy.deepcopy(gymnasium.spec(world.id))
+        except CANNOT_MAKE as error:
+            cure = "import it again with --env ID, or export to npz"
+            raise UserError(f"--export minari: {dataset.folder}: {why(error)}; {cure}") from None
+        spec.kwargs |= world.kwargs
+        return spec
     leave = ("kind", "num_envs", "num_threads")
     kwargs = {name: value for name, value in info.world.items() if name not in leave}
     # truncation is the task's own, so there is no time limit round it
@@ -84,24 +114,33 @@ def environment_of(info: DatasetInfo) -> gymnasium.envs.registration.EnvSpec | N
 def export_minari(dataset: Dataset, name: str) -> Path:
     """As Minari's dataset `name`, in Arrow's format, where Minari keeps them; its `recover_environment()` makes our world.
 
-    Infos carry skill, goal, command and the physics' state of each step.
+    Infos carry skill, goal, command and the physics' state of each step. It is written to a hidden folder beside, which Minari
+    does not list, and takes its place when it is whole.
     """
     minari = need("minari", "minari[arrow]")
     from minari.data_collector.episode_buffer import EpisodeBuffer
+    from minari.namespace import create_namespace, list_local_namespaces
 
     if not MINARI_NAME.fullmatch(name):
         raise UserError(f"--export minari {name}: expected a name and a version, such as humanoid/skills-v0")
-    if name in minari.list_local_datasets():
-        raise UserError(f"--export minari {name}: there is one already; `minari delete {name}` removes it")
-    spec = environment_of(dataset.info)
-    env = gymnasium.make(spec)  # type: ignore[arg-type]
+    place = Path(minari.storage.get_dataset_path(name))
+    if place.exists():
+        raise UserError(f"--export minari {name}: there is one already; `minari delete {name}` removes it, or remove {place}")
+    spec = environment_of(dataset)
+    try:
+        env = gymnasium.make(spec)
+    except CANNOT_MAKE as error:
+        raise UserError(f"--export minari {name}: its world cannot be made here: {why(error)}") from None
+    discrete, size = isinstance(env.action_space, gymnasium.spaces.Discrete), dataset.info.action_size
+    if not discrete and env.action_space.shape != (size,):
+        told = f"{dataset.folder} has actions of {size} numbers, its world {spec.id} here of {env.action_space.shape}"
+        raise UserError(f"--export minari {name}: {told}; import it again with --env ID")
 
     def buffers() -> Iterator[Any]:
         for i in range(len(dataset.episodes)):
             steps = dataset.episode(i)
             last = dataset.episodes.final_observation[i : i + 1]
             infos = {name: append_last(steps[name]) for name in ("skill", "goal", "command", "state") if name in steps}
-            discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
             yield EpisodeBuffer(
                 id=i,
                 seed=int(dataset.episodes.seed[i]),
@@ -113,20 +152,42 @@ def export_minari(dataset: Dataset, name: str) -> Path:
                 infos=infos,
             )
 
-    with warnings.catch_warnings():  # it asks for an author's address and the like
-        warnings.simplefilter("ignore", UserWarning)
-        minari.create_dataset_from_buffers(
-            name,
-            buffer=buffers(),
-            env=env,
-            eval_env=spec,
-            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (dataset.info.observation_size,), np.float32),
-            algorithm_name=", ".join(policy.path for policy in dataset.info.policies),
-            description=f"flex-rl dataset {dataset.folder.name}, {dataset.sha256}",
-            data_format="arrow",
-        )
-    env.close()
-    return Path(minari.storage.get_dataset_path(name))
+    namespace = name.rpartition("/")[0]
+    hidden = Path(minari.storage.get_dataset_path()) / f".{name.replace('/', '.')}.new"
+    try:
+        with contextlib.closing(env), minari_in(hidden), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it asks for an author's address and the like
+            minari.create_dataset_from_buffers(
+                name,
+                buffer=buffers(),
+                env=env,
+                eval_env=spec,
+                observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (dataset.info.observation_size,), np.float32),
+                algorithm_name=", ".join(policy.path for policy in dataset.info.policies),
+                description=f"flex-rl dataset {dataset.folder.name}, {dataset.sha256}",
+                data_format="arrow",
+            )
+        if namespace and namespace not in list_local_namespaces():
+            create_namespace(namespace)
+        (hidden / name).replace(place)
+    finally:
+        remove(hidden)
+    return place
+
+
+@contextlib.contextmanager
+def minari_in(folder: Path) -> Iterator[None]:
+    """Minari keeps its datasets in that folder meanwhile, which is empty in the beginning; it can be told in no other way."""
+    remove(folder)  # of an export that was killed
+    folder.mkdir()
+    before = os.environ.get(MINARI_ROOT)
+    os.environ[MINARI_ROOT] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(MINARI_ROOT)
+        if before is not None:
+            os.environ[MINARI_ROOT] = before
 
 
 def append_last(array: Array) -> Array:
@@ -138,67 +199,69 @@ def append_last(array: Array) -> Array:
 
 
 def export_lerobot(dataset: Dataset, path: Path) -> None:
-    """As a LeRobot dataset (v3 layout: parquet files of many episodes, tasks, statistics); a task is a phrase."""
+    """As a LeRobot dataset (v3 layout: parquet files of many episodes, tasks, statistics); a task is a phrase.
+
+    LeRobot's fps is a whole number, and it refuses frames whose timestamps are not 1 / fps apart. So a control step of 15 ms
+    (66.7 a second) is told as one of 67 a second, and timestamps, which follow from that, run half a percent slow.
+    """
     refuse_existing(path)
     info, table = dataset.info, dataset.episodes
     if info.seconds_per_step is None:
         raise UserError("--export lerobot: a Gymnasium world has no time between its steps; export to minari or npz")
     tasks = [phrase.words for phrase in info.phrases]
     fps = round(1 / info.seconds_per_step)
-    temporary = path.with_name(f".{path.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    rows: list[dict[str, Any]] = []
-    begin = 0
-    for shard in range(num_shards(dataset)):
-        chunk, file = divmod(shard, LEROBOT_FILES)
-        mine = np.flatnonzero(table.shard == shard)
-        parts = []
-        for i in map(int, mine):
-            steps, length = dataset.episode(i), int(table.length[i])
-            parts.append(_lerobot_columns(steps, i, begin, length, fps))
-            rows.append(
-                {
-                    "episode_index": i,
-                    "tasks": [tasks[goal] for goal in dict.fromkeys(steps["goal"].tolist())],
-                    "length": length,
-                    "data/chunk_index": chunk,
-                    "data/file_index": file,
-                    "dataset_from_index": begin,
-                    "dataset_to_index": begin + length,
-                    "meta/episodes/chunk_index": 0,
-                    "meta/episodes/file_index": 0,
-                }
-            )
-            begin += length
-        _write_parquet(temporary / f"data/chunk-{chunk:03d}/file-{file:03d}.parquet", pa.concat_tables(parts))
-    _write_parquet(temporary / "meta/episodes/chunk-000/file-000.parquet", pa.Table.from_pylist(rows))
-    _write_parquet(temporary / "meta/tasks.parquet", _lerobot_tasks(tasks))
-    features = {
-        "observation.state": _feature("float32", info.observation_size),
-        "action": _feature("float32", info.action_size),
-        **{name: _feature(kind, 1) for name, kind in _LEROBOT_ONES.items()},
-        "command": _feature("float32", 3),
-    }
-    about = {
-        "codebase_version": LEROBOT_VERSION,
-        "robot_type": info.body,
-        "total_episodes": len(table),
-        "total_frames": int(table.length.sum()),
-        "total_tasks": len(tasks),
-        "chunks_size": LEROBOT_FILES,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
-        "fps": fps,
-        "splits": {"train": f"0:{len(table)}"},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": None,
-        "features": features,
-    }
-    (temporary / "meta/info.json").write_text(json.dumps(about, indent=1))
-    names = {"observation.state": "observation", "action": "action", "next.reward": "reward", "command": "command"}
-    stats = {name: {**dataset.stats[own], "count": [int(table.length.sum())]} for name, own in names.items()}
-    (temporary / "meta/stats.json").write_text(json.dumps(stats, indent=1))
-    temporary.replace(path)
+    with whole(path) as temporary:
+        rows: list[dict[str, Any]] = []
+        begin = 0
+        for shard in range(num_shards(dataset)):
+            chunk, file = divmod(shard, LEROBOT_FILES)
+            mine = np.flatnonzero(table.shard == shard)
+            parts = []
+            for i in map(int, mine):
+                steps, length = dataset.episode(i), int(table.length[i])
+                parts.append(_lerobot_columns(steps, i, begin, length, fps))
+                rows.append(
+                    {
+                        "episode_index": i,
+                        "tasks": [tasks[goal] for goal in dict.fromkeys(steps["goal"].tolist())],
+                        "length": length,
+                        "data/chunk_index": chunk,
+                        "data/file_index": file,
+                        "dataset_from_index": begin,
+                        "dataset_to_index": begin + length,
+                        "meta/episodes/chunk_index": 0,
+                        "meta/episodes/file_index": 0,
+                    }
+                )
+                begin += length
+            _write_parquet(temporary / f"data/chunk-{chunk:03d}/file-{file:03d}.parquet", pa.concat_tables(parts))
+        _write_parquet(temporary / "meta/episodes/chunk-000/file-000.parquet", pa.Table.from_pylist(rows))
+        _write_parquet(temporary / "meta/tasks.parquet", _lerobot_tasks(tasks))
+        features = {
+            "observation.state": _feature("float32", info.observation_size),
+            "action": _feature("float32", info.action_size),
+            **{name: _feature(kind, 1) for name, kind in _LEROBOT_ONES.items()},
+            "command": _feature("float32", 3),
+        }
+        about = {
+            "codebase_version": LEROBOT_VERSION,
+            "robot_type": info.body,
+            "total_episodes": len(table),
+            "total_frames": int(table.length.sum()),
+            "total_tasks": len(tasks),
+            "chunks_size": LEROBOT_FILES,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "fps": fps,
+            "splits": {"train": f"0:{len(table)}"},
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "video_path": None,
+            "features": features,
+        }
+        (temporary / "meta/info.json").write_text(json.dumps(about, indent=1))
+        names = {"observation.state": "observation", "action": "action", "next.reward": "reward", "command": "command"}
+        stats = {name: {**dataset.stats[own], "count": [int(table.length.sum())]} for name, own in names.items()}
+        (temporary / "meta/stats.json").write_text(json.dumps(stats, indent=1))
 
 
 _LEROBOT_ONES = {
@@ -258,68 +321,3 @@ def _lerobot_tasks(tasks: list[str]) -> pa.Table:
 def _write_parquet(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
-
-
-def import_minari(source: Path, folder: Path, shard_steps: int) -> DatasetInfo:
-    """Writes Minari's dataset in `source` (its folder, or the `data` in it) as ours into `folder`."""
-    minari = need("minari", "minari[arrow]")
-    data = source if (source / "metadata.json").is_file() else source / "data"
-    if not (data / "metadata.json").is_file():
-        raise UserError(f"--import-minari {source}: is no Minari dataset (it has no metadata.json)")
-    theirs = minari.MinariDataset(data)
-    spaces = theirs.observation_space, theirs.action_space
-    for name, space in zip(("observations", "actions"), spaces, strict=True):
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-            raise UserError(f"--import-minari {source}: its {name} are no vectors of numbers ({type(space).__name__})")
-    observation, action = spaces
-    env_id = theirs.env_spec.id if theirs.env_spec is not None else None
-    info = DatasetInfo(
-        world={"kind": "gymnasium", "id": env_id},
-        body=None,
-        seconds_per_step=None,
-        observation=(BlockInfo(name="observation", size=observation.shape[0]),),
-        action_size=action.shape[0],
-        action_low=tuple(map(float, action.low)),
-        action_high=tuple(map(float, action.high)),
-        state_size=0,
-        skills=(),
-        phrases=(),
-        policies=(PolicyInfo(path=f"minari:{theirs.spec.dataset_id}", sha256=None, weight=1.0, stochastic=False),),
-        noise=(0.0,),
-        seed=0,
-    )
-    writer = DatasetWriter(folder, info, shard_steps)
-    writer.set_state(None)
-    for episode in theirs.iterate_episodes():
-        length = len(episode.rewards)
-        steps = {
-            "observation": np.asarray(episode.observations[:length], np.float32),
-            "action": np.asarray(episode.actions, np.float32),
-            "intended": np.asarray(episode.actions, np.float32),
-            "reward": np.asarray(episode.rewards, np.float32),
-            "terminated": np.asarray(episode.terminations, bool),
-            "truncated": np.asarray(episode.truncations, bool),
-            "skill": np.zeros(length, np.int16),
-            "goal": np.zeros(length, np.int16),
-            "command": np.zeros((length, 3), np.float32),
-        }
-        row = {
-            "seed": -1,
-            "number": int(episode.id),
-            "skill": -1,
-            "num_switches": 0,
-            "policy": 0,
-            "noise": 0.0,
-            "episode_return": float(np.sum(episode.rewards)),
-            "success": float("nan"),
-            "terminated": bool(steps["terminated"][-1]),
-            "cut": False,
-            "final_observation": np.asarray(episode.observations[length], np.float32),
-        }
-        writer.add(steps, row)
-        if writer.is_full:
-            writer.flush()
-    if writer.num_episodes == 0:
-        raise UserError(f"--import-minari {source}: has no episodes")
-    writer.finish()
-    return read_info(folder / DATASET)

@@ -60,8 +60,9 @@ def groups_of(dataset: Dataset) -> list[Group]:
     """One for each skill and policy that there are episodes of, in the dataset's order."""
     table = dataset.episodes
     keys = list(zip(skill_names(dataset), policy_names(dataset), strict=True))
-    rank = {skill: i for i, skill in enumerate(dataset.info.skills)}
-    order = {key: i for i, key in enumerate(sorted(set(keys), key=lambda key: rank.get(key[0], 0)))}
+    skills = {skill: i for i, skill in enumerate(dataset.info.skills)}
+    policies = {name: int(policy) for (_, name), policy in zip(keys, table.policy, strict=True)}
+    order = {key: i for i, key in enumerate(sorted(set(keys), key=lambda key: (skills.get(key[0], 0), policies[key[1]])))}
     index = np.array([order[key] for key in keys])
     return [_group(*key, table.select(index == i)) for key, i in order.items()]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flexrl import snapshots
 from flexrl.dataset import (
+    ADDED,
     DATASET,
     EPISODES,
     STATS,
@@ -95,10 +96,15 @@ class Rows:
 
 
 class DatasetWriter:
-    """Takes whole episodes, writes a file of steps when `shard_steps` have come together, and the rest at the end."""
+    """Takes whole episodes, writes a file of steps when `shard_steps` have come together, and the rest at the end.
 
-    def __init__(self, folder: Path, info: DatasetInfo, shard_steps: int) -> None:
-        self.folder, self.info, self.shard_steps = folder, info, shard_steps
+    `cure`: what is said to whom the disk is full.
+    """
+
+    def __init__(
+        self, folder: Path, info: DatasetInfo, shard_steps: int, cure: str = "make room, and --resume goes on"
+    ) -> None:
+        self.folder, self.info, self.shard_steps, self._cure = folder, info, shard_steps, cure
         self.columns: dict[str, Column] = columns_of(info)
         self.num_steps = 0  # in all, those of files that are still to be written included
         self.num_shards = 0  # files of steps, the one that is being written included
@@ -208,7 +214,7 @@ class DatasetWriter:
             os.replace(temporary, self.folder / name)
         except OSError as error:
             why = f"{self.folder / name}: cannot be written: {error.strerror}"
-            raise OutOfResources(f"{why}; make room, and --resume goes on") from None
+            raise OutOfResources(f"{why}; {self._cure}") from None
 
     def _count(self, name: str) -> None:
         self._hashes[name] = snapshots.file_hash(self.folder / name)
@@ -231,7 +237,8 @@ class DatasetWriter:
         """Goes on exactly where `get_state` was taken, or begins (null); files that were written after it are removed."""
         if state is not None:
             self.num_steps = int(state["num_steps"])
-            table = state["table"]
+            table = dict(state["table"])  # of a collection that an older flex-rl began, it may lack some
+            table |= {name: np.full(len(table["length"]), value) for name, value in ADDED.items() if name not in table}
             self._rows = [{name: table[name][i] for name in TABLE} for i in range(len(table["length"]))]
             self._hashes, self._sizes = dict(state["hashes"]), dict(state["sizes"])
             self.num_shards, self._flushed = len(self._hashes), (self.num_steps, len(self._rows))

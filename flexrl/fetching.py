@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -62,10 +63,11 @@ def _pod(sweep: str, image: str, cluster: Cluster) -> Iterator[str]:
     manifest = job_manifests.fill(template, {"name": name, "sweep": sweep, "image": image})
     core = cluster.core
     try:
-        cluster.call(core.create_namespaced_pod, NAMESPACE, client.V1Pod.from_dict(manifest))
-    except ApiException as error:
-        raise UserError(f"pod {name}: refused: {why_of(error)}; ask for the rights of k8s/access.yaml") from None
-    try:
+        try:
+            cluster.call(core.create_namespaced_pod, NAMESPACE, client.V1Pod.from_dict(manifest))
+        except ApiException as error:
+            if error.status != 409:  # nobody else has such a name: an earlier try was done, and its answer lost
+                raise UserError(f"pod {name}: refused: {why_of(error)}; ask for the rights of k8s/access.yaml") from None
         waited = 0.0
         while True:
             pod = cluster.tree(cluster.call(core.read_namespaced_pod, name, NAMESPACE))
@@ -78,8 +80,8 @@ def _pod(sweep: str, image: str, cluster: Cluster) -> Iterator[str]:
             waited += 1.0
         yield name
     finally:
-        with contextlib.suppress(ApiException):  # it ends by itself
-            cluster.call(core.delete_namespaced_pod, name, NAMESPACE)
+        with contextlib.suppress(ApiException, Failed):  # it ends by itself
+            replace(cluster, patience=min(cluster.patience, 10.0)).call(core.delete_namespaced_pod, name, NAMESPACE)
 
 
 def _fetch_trial(key: str, sweep: str, pod: str, ledger: Ledger, context: str | None) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 from kubernetes import watch
 from kubernetes.client.exceptions import ApiException
 
-from flexrl import exit_codes, trial
+from flexrl import exit_codes, runs, trial
 from flexrl.cluster import NO_ANSWER, Cluster, over, why_of
+from flexrl.dossier import compile_dossier
 from flexrl.job_manifests import TrialJob, action_of
 from flexrl.provenance import now
 from flexrl.runs import Failed
@@ -43,6 +44,7 @@ class Follower:
     _suspended: dict[str, str] = field(default_factory=dict)  # Jobs that wait to be admitted, and why
     _statuses: dict[str, Status] = field(default_factory=dict)
     _num_begun: dict[str, int] = field(default_factory=dict)  # of each trial's attempts, by the run's own lineage
+    _ended: dict[str, str] = field(default_factory=dict)  # how Jobs ended that need not be asked for again
     _is_interrupted: bool = False
 
     def run(self) -> str:
@@ -81,26 +83,21 @@ class Follower:
         self._look()
         return self._notes()
 
-    def give_up(self) -> None:
-        """The Jobs are gone, and with them what their pods went on to do."""
-        self._read_ledger()
-        self._note_vanished(set())
-        for key, status in self._statuses.items():
-            if status.state == "running":
-                status.state = "waiting"
-                self.ledger.set_status(key, status)
-
     def _look(self) -> tuple[list[str | None], str | None]:
         """How each Job ended, null while it goes on; the version of the list of pods, from which a watch goes on."""
-        told = [self._read_job(job.name) for job in self.jobs]
+        left = [job for job in self.jobs if job.name not in self._ended]
+        told = [self._read_job(job.name) for job in left]
         pods = self._list_pods()
         for pod in sorted(pods["items"], key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
             self._note_pod(pod)
             self._peek(pod)
         self._note_vanished({pod["metadata"]["name"] for pod in pods["items"]})
-        for job, state in zip(self.jobs, told, strict=True):
+        for job, state in zip(left, told, strict=True):
             self._note_job(job, state)
-        return [over(state) for state in told], pods["metadata"].get("resourceVersion")
+            how = over(state)
+            if how is not None:  # a day later it is gone, while other Jobs of the sweep may still run
+                self._ended[job.name] = how
+        return [self._ended.get(job.name) for job in self.jobs], pods["metadata"].get("resourceVersion")
 
     def _show(self) -> None:
         running = {key: status for key, status in self._statuses.items() if status.state == "running"}
@@ -122,7 +119,9 @@ class Follower:
             return self.cluster.look(self.cluster.batch.read_namespaced_job, name, self.cluster.namespace)
         except ApiException as error:
             if error.status == 404:
-                raise Failed(f"Job {name}: is gone; somebody deleted it; submit the sweep again") from None
+                raise Failed(
+                    f"Job {name}: is gone; somebody deleted it, or its day after the end is over; submit the sweep again"
+                ) from None
             raise
 
     @property
@@ -167,6 +166,10 @@ class Follower:
             attempt = Attempt(start=pod["metadata"].get("creationTimestamp") or now(), pod=name, is_logged=False)
             status.attempts.append(attempt)
             self.ledger.set_status(key, status)
+        node = pod.get("spec", {}).get("nodeName")
+        if node is not None and attempt.node != node:
+            attempt.node = node
+            self.ledger.set_status(key, status)
         obstacle = _obstacle(pod)
         state: State = "waiting" if obstacle else "running"
         if status.state not in OVER and attempt.end is None and (attempt.obstacle, status.state) != (obstacle, state):
@@ -183,6 +186,8 @@ class Follower:
         attempt.counted = code != exit_codes.DONE and action_of(job.spec, code, disrupted) == "Count"
         self._count_steps(key, attempt)
         self._keep_log(key, attempt, pod)
+        if code != exit_codes.DONE:
+            self._keep_dossier(key, attempt, pod)
         self.ledger.set_status(key, status)
 
     def _count_steps(self, key: str, attempt: Attempt) -> None:
@@ -210,6 +215,12 @@ class Follower:
             log = f"{earlier}(its log cannot be read: {why}; the end of what it printed:)\n{last}\n"
         path.write_text(log, encoding="utf-8")
         attempt.is_logged = True
+
+    def _keep_dossier(self, key: str, attempt: Attempt, pod: Mapping[str, Any]) -> None:
+        """What the cluster tells of the pod besides, as long as it does: an hour."""
+        dossier = compile_dossier(self.cluster, str(attempt.pod), attempt.node, pod, attempt.exit_code)
+        path = self.ledger.dossier_of(key, self._statuses[key].attempts.index(attempt))
+        runs.write_whole(path, json.dumps(dossier.document(), indent=1))
 
     def _peek(self, pod: Mapping[str, Any]) -> None:
         """What a pod has printed so far: if its machine is taken away, this is all that is left."""
@@ -243,10 +254,8 @@ class Follower:
         for key, status in self._statuses.items():
             for number, attempt in enumerate(status.attempts):
                 if attempt.pod is not None and attempt.end is None and attempt.pod not in present:
-                    attempt.end, attempt.how, attempt.is_logged = now(), "its pod vanished", True
-                    attempt.obstacle = None
-                    with self.ledger.log_of(key, number).open("a", encoding="utf-8") as log:
-                        log.write("(the pod vanished; what it printed after this is lost)\n")
+                    _note_lost(self.ledger, key, number, attempt)
+                    self._keep_dossier(key, attempt, {})
                     self.ledger.set_status(key, status)
 
     def _note_job(self, job: TrialJob, state: Mapping[str, Any]) -> None:
@@ -274,6 +283,25 @@ class Follower:
                 status.state = "waiting"
             if status.state != before:
                 self.ledger.set_status(key, status)
+
+
+def give_up(ledger: Ledger, jobs: Sequence[TrialJob]) -> None:
+    """The Jobs are gone, and with them what their pods went on to do."""
+    for key in (key for job in jobs for key in job.trials):
+        status = ledger.status(key)
+        lost = [number for number, attempt in enumerate(status.attempts) if attempt.pod is not None and attempt.end is None]
+        for number in lost:
+            _note_lost(ledger, key, number, status.attempts[number])
+        if lost or status.state == "running":
+            status.state = "waiting" if status.state == "running" else status.state
+            ledger.set_status(key, status)
+
+
+def _note_lost(ledger: Ledger, key: str, number: int, attempt: Attempt) -> None:
+    """An attempt that nobody saw end."""
+    attempt.end, attempt.how, attempt.is_logged, attempt.obstacle = now(), "its pod vanished", True, None
+    with ledger.log_of(key, number).open("a", encoding="utf-8") as log:
+        log.write("(the pod vanished; what it printed after this is lost)\n")
 
 
 def indexes(text: str | None) -> set[int]:

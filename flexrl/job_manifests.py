@@ -9,13 +9,13 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from flexrl import exit_codes, job_rules, trial
+from flexrl import exit_codes, job_rules, provenance, trial
 from flexrl.config import UserError
 from flexrl.rungs import Rungs
 from flexrl.sweep_settings import ResourceSettings, SweepSettings
@@ -43,6 +43,7 @@ UNITS = {
     "Ti": 2**40,
 }
 HOLE = re.compile(r"\$\{(\w+)\}")
+SEEN_BY_PODS = ("workspace", "examples")  # folders of the image's /app that are as they are here: a volume, a copy
 LOCAL_IMAGE = "localhost/flex-rl@sha256:" + "0" * 64  # what runs here is this folder
 
 
@@ -96,23 +97,60 @@ def render(
 
     `num_attempts` that they have had already: trials that failed are run again by a Job of another name.
     `everyone`: all trials of the sweep, which they are judged with; null: these.
+    `commit`: of the folder that they are submitted from; what their image was built from, its own label says.
     """
     image = image or LOCAL_IMAGE
+    if target != "local":
+        check_inputs(sweep, trials, target)
     if not job_rules.is_immutable(image):
         how = "make load-image prints its name" if target == "kind" else "NAME@sha256:..., which docker push prints"
         raise UserError(f"--image {image}: without a digest it may become another: {how}")
     groups: dict[str, list[Trial]] = {}
     for each in trials:
         groups.setdefault(each.resources.model_dump_json(), []).append(each)
+    if target != "local" and sweep.parallelism < len(groups):  # here the runner counts over all of them
+        kinds = f"its trials take {len(groups)} kinds of resources, each a Job that runs one at least"
+        raise UserError(f"{sweep.name}: parallelism: {sweep.parallelism}, but {kinds}; write {len(groups)} or more")
     rungs = rungs_of(sweep, everyone or trials)
-    jobs: list[TrialJob] = []
-    shared_out, num_trials = 0, 0  # of the sweep's parallelism, each by how many trials it has
-    for group in groups.values():
-        num_trials += len(group)
-        share = sweep.parallelism * num_trials // len(trials) - shared_out
-        shared_out += share
-        jobs.append(_render(sweep, group, rungs, target, image, commit, num_attempts, min(max(share, 1), len(group))))
-    return jobs
+    shares = share_out(sweep.parallelism, [len(group) for group in groups.values()])
+    return [
+        _render(sweep, group, rungs, target, image, commit, num_attempts, share)
+        for group, share in zip(groups.values(), shares, strict=True)
+    ]
+
+
+def check_inputs(sweep: SweepSettings, trials: Sequence[Trial], target: Target) -> None:
+    """UserError if a trial reads what no pod sees: its workspace/ is the cluster's disk, its examples/ the image's."""
+    for path in dict.fromkeys(path for each in trials for path in each.inputs):
+        if os.path.normpath(path).split(os.sep)[0] not in SEEN_BY_PODS:
+            how = "a pod sees workspace/ and examples/; copy it there (docs/CLUSTER.md), and write its path from this folder"
+            raise UserError(f"{sweep.name}: {path}: no pod of {target} has it: {how}")
+
+
+def for_this_machine(sweep: SweepSettings, trials: Sequence[Trial], target: Target) -> list[Trial]:
+    """The trials as they can be rehearsed here, whatever GPUs there are: pods have their own; UserError if they have none."""
+    if target == "local":
+        return list(trials)
+    rehearsed = []
+    for each in trials:
+        if str(getattr(each.settings, "device", "")).startswith("cuda"):
+            if target == "kind":
+                raise UserError(f"{sweep.name}: {each.title}: device: cuda, but pods of Kind have no GPU; write device: auto")
+            if not each.resources.gpu:
+                how = "write resources: {gpu: 1}, or device: auto"
+                raise UserError(f"{sweep.name}: {each.title}: device: cuda, but resources.gpu gives its pod none; {how}")
+            each = replace(each, settings=each.settings.model_copy(update={"device": "auto"}))
+        rehearsed.append(each)
+    return rehearsed
+
+
+def share_out(parallelism: int, sizes: Sequence[int]) -> list[int]:
+    """How many trials of each group run at a time: one at least, the others where most trials wait for each."""
+    shares = [1] * len(sizes)
+    for _ in range(min(parallelism, sum(sizes)) - len(sizes)):
+        next_one = max((i for i, size in enumerate(sizes) if shares[i] < size), key=lambda i: sizes[i] / shares[i])
+        shares[next_one] += 1
+    return shares
 
 
 def rungs_of(sweep: SweepSettings, trials: Sequence[Trial]) -> Manifest | None:
@@ -145,11 +183,10 @@ def _render(
         "app.kubernetes.io/component": sweep.verb.removesuffix(".py").replace("_", "-"),
         "app.kubernetes.io/instance": name,
         "app.kubernetes.io/managed-by": "submit-sweep",
-        "app.kubernetes.io/version": commit and commit[:12],
         "flex-rl/sweep": sweep.name,
         "kueue.x-k8s.io/queue-name": sweep.queue,
     }
-    annotations = {"flex-rl/sweep-digest": f"sha256:{digest}", "flex-rl/git-commit": commit}
+    annotations = {"flex-rl/sweep-digest": f"sha256:{digest}", "flex-rl/submitted-from": commit}
     holes = {
         "name": name,
         "labels": labels,
@@ -161,7 +198,7 @@ def _render(
         "failure_rules": failure_rules(sweep.deadline is not None),
         "deadline": sweep.deadline,
         "image": image,
-        "env": environment(sweep, resources),
+        "env": [*environment(sweep, resources), *([] if target == "local" else whereabouts(name, image))],
         "resources": resources_of(resources),
         "node_selector": node_selector(resources),
         "tolerations": tolerations(resources),
@@ -224,6 +261,13 @@ def environment(sweep: SweepSettings, resources: ResourceSettings) -> list[dict[
     ]
 
 
+def whereabouts(job: str, image: str) -> list[Manifest]:
+    """What a pod is, which its run's lineage notes."""
+    fields = {provenance.POD: "metadata.name", provenance.NODE: "spec.nodeName"}
+    told = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
+    return [{"name": provenance.IMAGE, "value": image}, {"name": provenance.JOB, "value": job}, *told]
+
+
 def resources_of(resources: ResourceSettings) -> Manifest:
     """Requests and limits of a container."""
     gpus = {"nvidia.com/gpu": str(resources.gpu)} if resources.gpu else {}
@@ -265,7 +309,14 @@ def num_bytes(quantity: str) -> float:
 def pack_trials(sweep: SweepSettings, trials: Sequence[Trial], rungs: Manifest | None) -> bytes:
     """What each pod finds its trial in, and the rule."""
     rows = [
-        {"id": t.id, "verb": sweep.verb, "length": t.num_steps, "settings": t.settings.model_dump(mode="json")} for t in trials
+        {
+            "id": t.id,
+            "verb": sweep.verb,
+            "length": t.num_steps,
+            "settings": t.settings.model_dump(mode="json"),
+            "inputs": dict(t.inputs),
+        }
+        for t in trials
     ]
     return trial.pack(rows, rungs)
 

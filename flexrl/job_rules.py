@@ -39,7 +39,7 @@ def _of_indexes(job: Mapping[str, Any]) -> Iterator[str]:
         if key in spec and not indexed:
             yield f"spec.{key}: only an Indexed Job has it"
     if "backoffLimitPerIndex" in spec and spec["template"]["spec"].get("restartPolicy") != "Never":
-        yield "spec.backoffLimitPerIndex: needs restartPolicy: Never"
+        yield "spec.backoffLimitPerIndex: needs restartPolicy: Never, as what it counts are pods"
     if "maxFailedIndexes" in spec and "backoffLimitPerIndex" not in spec:
         yield "spec.maxFailedIndexes: needs backoffLimitPerIndex"
     if isinstance(completions, int):
@@ -66,7 +66,7 @@ def _of_failure_policy(job: Mapping[str, Any]) -> Iterator[str]:
     if policy is None:
         return
     if pod.get("restartPolicy") != "Never":
-        yield "spec.podFailurePolicy: needs restartPolicy: Never"
+        yield "spec.podFailurePolicy: needs restartPolicy: Never, as what it judges are pods that have ended"
     if spec.get("podReplacementPolicy", "Failed") != "Failed":
         yield "spec.podReplacementPolicy: only Failed goes with podFailurePolicy"
     rules = policy.get("rules", [])

@@ -130,6 +130,7 @@ class Runner:
     planned: Mapping[str, int]  # steps, by id
     ledger: Ledger
     chaos: Chaos | None = None
+    at_a_time: int | None = None  # trials of all Jobs together; null: as many as the Jobs say
     # called now and then with what runs
     show: Callable[[Mapping[str, Status], int], None] = lambda running, left: None
     # asked before each start: why no more trials may be started; null: they may
@@ -142,7 +143,7 @@ class Runner:
         self._room = Room.of_this_machine()
         for job in self.jobs:
             self._room.check(job)
-        self._at_a_time = sum(job.spec["parallelism"] for job in self.jobs)
+        self._at_a_time = self.at_a_time or sum(job.spec["parallelism"] for job in self.jobs)
 
     @property
     def trials(self) -> list[str]:

@@ -217,7 +217,7 @@ class MotorBatch:
         """Carries a share of low bodies' weight where a curriculum makes it easy."""
         if self.asked.curriculum is None or not self._lifts.any():
             return
-        force = self._lifts[self.asked.skill] * (1.0 - self.asked.level) * self.physics.weight  # N
+        force = self._lifts[self.asked.skill] * self.physics.weight * (1.0 - self.asked.level)  # N
         self.physics.xfrc_applied[:, self.physics.torso, 2] = force * (self.physics.qpos[:, 2] < LIFTED_BELOW)
 
     def _move_reference(self, state: State) -> None:

@@ -221,24 +221,33 @@ class OfflineLearner:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
-        total, waited = 0.0, 0.0
+        total, waited, share = 0.0, 0.0, 0.0
         for _ in range(self._accumulate):
             start = time.perf_counter()
-            inputs = self.to_inputs(self.sampler.draw(self._batch_size, self._rng))
+            windows = self.sampler.draw(self._batch_size, self._rng)
+            inputs = self.to_inputs(windows)
             if self._hide.any():
                 inputs["given"] = self._hidden(len(inputs["time"]))
             waited += time.perf_counter() - start
+            # a batch counts by its steps, as in one of the whole size: windows that an episode's end cuts have fewer
+            weight = 1.0 if self._accumulate == 1 else float(windows.valid.mean()) / self._accumulate
             with self._autocast():
-                loss = self._loss(inputs) / self._accumulate
+                loss = self._loss(inputs) * weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+            share += weight
+        if self._accumulate > 1:
+            total /= share
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= share
         self._peers.average(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
         self._optimiser.step()
         self.num_updates += 1
         seconds = time.perf_counter() - begin
-        windows = self._batch_size * self._accumulate * self._peers.size
-        tokens = windows * self.sampler.length * self._tokens_a_step()
+        count = self._batch_size * self._accumulate * self._peers.size
+        tokens = count * self.sampler.length * self._tokens_a_step()
         return {
             "train/loss": total,
             "train/grad_norm": float(norm),

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import torch
 import yaml
+from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
@@ -35,12 +36,13 @@ from flexrl.offline import (
 )
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
 from flexrl.parallel import Peers
-from flexrl.policies import Policy, open_snapshot
+from flexrl.policies import Policy, Snapshot, open_snapshot
 from flexrl.windows import GOAL_BLOCKS, Windows, WindowSampler, split
-from flexrl.worlds import GymnasiumSettings, describe_space, evaluation_settings, make_world
+from flexrl.worlds import CANNOT_MAKE, GymnasiumSettings, describe_space, evaluation_settings, make_world, recorded_world, why
 
 ALONE = Peers()
 NORMALISER = "normaliser.safetensors"
+ANOTHER_WORLD = "collect it again, or import it again with --env ID"
 TARGET_QUANTILE = 0.9  # of the data's returns: what `--target-return auto` asks for
 
 
@@ -66,9 +68,10 @@ class TrainDTSettings(Settings):
 
     # folders that collect.py made
     datasets: list[str] = Field(["workspace/skills_data"], min_length=1, max_length=100)
-    # share of the steps, those of the episodes with the highest returns, that is learned from (0.1: "10 % BC")
+    # share of the steps of all datasets together, those of the episodes with the highest returns, that is learned from (0.1:
+    # "10 % BC")
     top: float = Field(1.0, gt=0, le=1)
-    # share of the episodes that is held out
+    # share of the episodes of each dataset that is held out
     held_out: float = Field(0.05, ge=0, le=0.5)
     model: ModelSettings = DTSettings()
     # action: what was done; intended: what was to be done, before noise, or by a teacher's word
@@ -128,6 +131,8 @@ class TrainDTSettings(Settings):
             raise ValueError("learning_rate: expected a number above 0")
         if len(set(self.goal)) < len(self.goal):
             raise ValueError("goal: expected each part once")
+        if self.patience is not None and not self.held_out:
+            raise ValueError("patience: no episode is held out to wait for; write held_out: 0.05, or patience: null")
         if self.model.kind == "gcbc" and not self.goal:
             raise ValueError("goal: gcbc needs one, such as [skill, command]")
         if self.model.kind == "bc" and self.goal:
@@ -170,6 +175,27 @@ def rehearse(settings: TrainDTSettings, is_new: bool) -> None:
     low, high = learner.numbers.low, learner.numbers.high
     if not (np.isfinite(low) & np.isfinite(high) & (high > low)).all():
         raise UserError(f"datasets: {settings.datasets[0]} has actions without bounds, which no model here predicts")
+    check_world(settings, learner)
+
+
+def check_world(settings: TrainDTSettings, learner: OfflineLearner) -> None:
+    """UserError if the datasets' world, which snapshots play in, cannot be made here, or is not what they were recorded in."""
+    sampler, where = learner.sampler, f"datasets: {settings.datasets[0]}"
+    try:
+        world = make_world(evaluation_settings(world_of(settings, learner), 1))
+    except CANNOT_MAKE as error:
+        raise UserError(f"{where}: its world cannot be made here: {why(error)}; {ANOTHER_WORLD}") from None
+    with contextlib.closing(world):
+        takes, shows = world.action_space, world.observation_space.shape
+    if not isinstance(takes, spaces.Box):
+        raise UserError(f"{where} has actions that are choices, which no model here predicts; train on one with numbers")
+    for what, its, here in (
+        ("observations", (sampler.body_size + sampler.goal_size,), shows),
+        ("actions", (sampler.info.action_size,), takes.shape),
+    ):
+        if its != here:
+            name = sampler.info.world.get("id", sampler.info.world.get("task"))
+            raise UserError(f"{where} has {what} of shape {its}, its world {name} here has {here}; {ANOTHER_WORLD}")
 
 
 def make_learner(
@@ -179,7 +205,7 @@ def make_learner(
 
     `latest`: the snapshot that the run goes on from, whose weights are the caller's to put in; null for a new run.
     """
-    masks = [split(dataset, settings.top, settings.held_out) for dataset in datasets]
+    masks = split(datasets, settings.top, settings.held_out)
     length = settings.model.context if isinstance(settings.model, DTSettings) else 1
     returns = isinstance(settings.model, DTSettings) and settings.model.returns
 
@@ -188,11 +214,15 @@ def make_learner(
 
     sampler = draw_from([learned for learned, _ in masks])
     nothing_held = not any(held.any() for _, held in masks)
+    if nothing_held and settings.patience is not None:
+        raise UserError("patience: no episode can be held out of so few; raise top, or write patience: null")
     held_out = draw_from([learned if nothing_held else held for learned, held in masks])
     origin = latest if latest or settings.init_from is None else open_parent(settings.init_from)
     sizes = {} if origin is None else json.loads((origin / "snapshot.json").read_bytes())["sizes"]
     if isinstance(settings.model, DTSettings) and sizes.get("heads", settings.model.heads) != settings.model.heads:
         raise UserError(f"{origin}: its model.heads is {sizes['heads']}, here it is {settings.model.heads}; write what it has")
+    if origin is not None and latest is None:
+        check_goal(open_snapshot(origin), settings, sampler)
     model = make_model(settings.model, sampler, sizes.get("max_time"))
     numbers = Numbers.of(sampler) if origin is None else Numbers.from_arrays(snapshots.read_arrays(origin / NORMALISER))
     if origin is not None and latest is None:
@@ -227,6 +257,27 @@ def open_parent(path: str) -> Path:
     if parent.about["kind"] != "offline":
         raise UserError(f"init_from: {path} was not made by train_dt.py; name a snapshot that was")
     return parent.folder
+
+
+def check_goal(parent: Snapshot, settings: TrainDTSettings, sampler: WindowSampler) -> None:
+    """UserError if the same numbers of a goal mean something else to an earlier model."""
+    world, info = parent.settings.world, sampler.info
+    if parent.about["goal"] != settings.goal:
+        its, ours = (f"[{', '.join(goal)}]" for goal in (parent.about["goal"], settings.goal))
+        raise UserError(f"init_from: {parent.folder} sees the goal {its}, here it is {ours}; write goal: {its}")
+    if not isinstance(world, MotorSettings):
+        return
+    skills = tuple(resolve_tasks(world))
+    if "skill" in settings.goal and skills != info.skills:
+        known, asked = ", ".join(skills), ", ".join(info.skills)
+        raise UserError(
+            f"init_from: {parent.folder} knows the skills {known}, the datasets have {asked}; write init_from: null"
+        )
+    encoder = info.world.get("encoder", "hashed_ngrams")
+    if "words" in settings.goal and world.encoder != encoder:
+        raise UserError(
+            f"init_from: {parent.folder} reads words by {world.encoder}, the datasets by {encoder}; write init_from: null"
+        )
 
 
 def begin_with(model: Any, parent: Path) -> None:
@@ -276,7 +327,7 @@ def world_of(settings: TrainDTSettings, learner: OfflineLearner) -> MotorSetting
     """The dataset's world, in which a policy sees just what this model was shown; skills that it never saw have no weight."""
     info = learner.sampler.info
     if info.world["kind"] == "gymnasium":
-        return GymnasiumSettings.model_validate(info.world)
+        return recorded_world(info.world)
     world = MotorSettings.model_validate({**info.world, "goal": [GOAL_BLOCKS[part] for part in settings.goal]})
     if world.task != "mixed":
         return world

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from kubernetes.client.exceptions import ApiException
 
 from flexrl import fetching, sweep_screen
-from flexrl.cluster import Cluster, connect, context_of
+from flexrl.cluster import Cluster, connect, context_of, is_known, over, why_of
 from flexrl.config import UserError
-from flexrl.follower import Follower
+from flexrl.follower import Follower, give_up
 from flexrl.job_manifests import Target, TrialJob
 from flexrl.runs import Failed
 from flexrl.sweep_ledger import Ledger
@@ -16,27 +19,95 @@ from flexrl.sweep_ledger import Ledger
 SECONDS_TO_LOOK = 5.0  # that a cluster has to answer who only asks how a sweep stands
 
 
-def catch_up(ledger: Ledger) -> None:
-    """Follows the Jobs that were submitted before, if the cluster still has them: to their end, maybe long ago."""
-    noted = ledger.jobs()
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What a cluster refuses, and nobody has explained better, as a UserError."""
+    try:
+        yield
+    except ApiException as error:
+        raise UserError(f"the cluster refuses (HTTP {error.status}): {why_of(error)}; kubectl says more") from None
+
+
+@_in_one_line()
+def catch_up(ledger: Ledger, target: Target) -> None:
+    """Follows the Jobs that were submitted before, if the cluster still has them: to their end, maybe long ago.
+
+    A cluster is not asked about Jobs that are known to be over, so the sweep may move to another. UserError if what goes on
+    there is now to run here too (`target` local).
+    """
+    noted = [job for job in ledger.jobs() if not ledger.has_ended(job)]
     if not noted:
         return
-    cluster = connect(ledger.context())
-    cluster.check()
-    jobs = [job for job in noted if cluster.has(job)]
-    if jobs:
+    if target == "local":
+        _check_is_over(noted, ledger)
+        return
+    context = ledger.context()
+    if context is not None and not is_known(context):
+        names = ", ".join(job.name for job in noted)
+        lost = "what it had not told yet is taken for lost, and its trials for cut"
+        print(f"Job {names}: the kubeconfig has no context {context} any more; {lost}", file=sys.stderr)
         with ledger.locked():
-            for job in jobs:
-                print(f"Job {job.name}: was submitted before; following it", file=sys.stderr)
-            follow(cluster, jobs, ledger)
+            _give_up(ledger, noted)
+        return
+    cluster = connect(context)
+    cluster.check()
+    there = [job for job in noted if cluster.has(job)]
+    with ledger.locked():
+        _forget(ledger, noted, there)
+        for job in there:
+            print(f"Job {job.name}: was submitted before; following it", file=sys.stderr)
+        if there:
+            follow(cluster, there, ledger)
 
 
-def run(jobs: list[TrialJob], ledger: Ledger, target: Target, note: Callable[[], None]) -> None:
-    """As Jobs of the target's cluster, followed until they are over; Ctrl-C leaves them running."""
+def _forget(ledger: Ledger, noted: list[TrialJob], there: list[TrialJob]) -> None:
+    """Those of the Jobs that are not there any more, which is told."""
+    gone = [job for job in noted if job not in there]
+    for job in gone:
+        why = "its day after the end is over, somebody deleted it, or it was never created"
+        lost = "what nobody had looked at before is lost, and its trials go on from latest/"
+        print(f"Job {job.name}: is not there ({why}); {lost}", file=sys.stderr)
+    _give_up(ledger, gone)
+
+
+def _give_up(ledger: Ledger, jobs: list[TrialJob]) -> None:
+    """Their pods' attempts end with them; they are asked for no more."""
+    if jobs:
+        give_up(ledger, jobs)
+        names = {job.name for job in jobs}
+        ledger.note_jobs([job for job in ledger.jobs() if job.name not in names], ledger.context())
+
+
+def _check_is_over(jobs: list[TrialJob], ledger: Ledger) -> None:
+    """UserError if a Job still runs there; told if nobody can say."""
+    where, name = ledger.context() or "the cluster", jobs[0].job["metadata"]["labels"]["flex-rl/sweep"]
+    with ledger.locked():
+        try:
+            cluster = connect(ledger.context(), patience=SECONDS_TO_LOOK)
+            _look(cluster, ledger)
+            running = [job.name for job in jobs if cluster.has(job) and over(cluster.read(job)) is None]
+        except (UserError, Failed) as error:
+            why = str(error).partition(";")[0]
+            print(f"Job {jobs[0].name}: may still run on {where}, which cannot be asked ({why})", file=sys.stderr)
+            return
+    if running:
+        raise UserError(
+            f"{name}: runs already, on {where} as {running[0]}; wait for it, or submit_sweep.py cancel {name} first"
+        )
+
+
+@_in_one_line()
+def run(jobs: list[TrialJob], ledger: Ledger, target: Target, note: Callable[[], None], fetches: bool = False) -> None:
+    """As Jobs of the target's cluster, followed until they are over; Ctrl-C leaves them running.
+
+    `fetches`: what they come to is fetched then, which wants rights of its own on GKE.
+    """
     cluster = connect(context_of(target))
-    cluster.check(jobs)
+    cluster.check(jobs, fetches=fetches and target == "gke")
     with ledger.locked():
         note()
+        for key in (key for job in jobs for key in job.trials):
+            ledger.forgive(key)
         ledger.note_jobs(jobs, cluster.context)  # before they are there, so that they are found again whatever happens
         new = cluster.submit(jobs)
         for job in jobs:
@@ -57,21 +128,22 @@ def look(ledger: Ledger, logs_of: str = "") -> list[str] | None:
     `logs_of`: the trial whose pods' logs are read while they run. Null if the cluster does not let one look, which is told.
     """
     try:
-        with ledger.looked_at() as is_mine:
-            if not is_mine:
-                return None
-            cluster = connect(ledger.context(), patience=SECONDS_TO_LOOK)
-            there = {job.name for job in ledger.jobs() if cluster.has(job)}
-            gone = [job for job in ledger.jobs() if job.name not in there]
-            if gone:
-                Follower(cluster, gone, ledger).give_up()
-            jobs = [job for job in ledger.jobs() if job.name in there]
-            return Follower(cluster, jobs, ledger, logs_of=logs_of).look() if jobs else []
+        with ledger.looked_at() as is_mine, _in_one_line():
+            return _look(connect(ledger.context(), patience=SECONDS_TO_LOOK), ledger, logs_of) if is_mine else None
     except (UserError, Failed) as error:
         print(f"as it was when somebody last looked: {str(error).partition(';')[0]}", file=sys.stderr)
         return None
 
 
+def _look(cluster: Cluster, ledger: Ledger, logs_of: str | None = None) -> list[str]:
+    """As `look`, by who holds the ledger; Jobs that are known to be over are asked for no more."""
+    noted = [job for job in ledger.jobs() if not ledger.has_ended(job)]
+    there = [job for job in noted if cluster.has(job)]
+    _forget(ledger, noted, there)
+    return Follower(cluster, there, ledger, logs_of=logs_of).look() if there else []
+
+
+@_in_one_line()
 def bring(name: str, ledger: Ledger) -> list[str]:
     """Fetches what finished there and is not in this workspace yet: the ids; Failed if a trial does not come whole."""
     cluster = connect(ledger.context())
@@ -83,12 +155,15 @@ def bring(name: str, ledger: Ledger) -> list[str]:
     return fetched
 
 
+@_in_one_line()
 def cancel(name: str, ledger: Ledger) -> list[str]:
-    """Deletes its Jobs and their pods; the names of those Jobs."""
+    """Deletes its Jobs and their pods, once what they came to and printed is noted; the names of those Jobs."""
     cluster = connect(ledger.context())
     cluster.check()
-    names = cluster.cancel(name)
     with ledger.looked_at() as is_mine:
-        if is_mine:  # else who follows it sees that it is gone
-            Follower(cluster, [job for job in ledger.jobs() if job.name in names], ledger).give_up()
+        if is_mine:  # else who follows it keeps logs, and sees that it is gone
+            _look(cluster, ledger)
+        names = cluster.cancel(name)
+        if is_mine:
+            _give_up(ledger, [job for job in ledger.jobs() if job.name in names])
     return names

@@ -24,9 +24,20 @@ class Family:
 
 
 def with_copies(phrases: Sequence[str], num_copies: int) -> list[str]:
-    """Each phrase, and so many distorted copies behind it, the same ones for the same phrases."""
+    """Each phrase, and so many distorted copies behind it, the same ones for the same phrases.
+
+    A copy that comes out as a phrase that is held out, of whatever skill, is drawn again (unless a phrase of those is copied).
+    """
     rng = np.random.default_rng(0)
-    return [phrase if i == 0 else distorted(phrase, rng) for phrase in phrases for i in range(1 + num_copies)]
+    again = np.random.default_rng(1)  # of its own, so that the copies which may stay are the same with and without it
+    texts = []
+    for phrase in phrases:
+        for i in range(1 + num_copies):
+            text = phrase if i == 0 else distorted(phrase, rng)
+            while text in HELD_OUT and phrase not in HELD_OUT:
+                text = distorted(phrase, again)
+            texts.append(text)
+    return texts
 
 
 def distorted(phrase: str, rng: np.random.Generator) -> str:
@@ -354,3 +365,5 @@ TURN_OVER = Family(
     ),
 )
 SPRINT = Family(train=("sprint", "run straight ahead as fast as you can"))
+
+HELD_OUT = frozenset(phrase for family in list(globals().values()) if isinstance(family, Family) for phrase in family.held_out)

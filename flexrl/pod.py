@@ -7,13 +7,14 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
 
-from flexrl import exit_codes
+from flexrl import exit_codes, snapshots
 from flexrl.rungs import Judge, Rungs
 from flexrl.trial import GIVEN_UP, INDEX, LOCK_WAIT, ROOT, TERMINATION_LOG, TIED, TRIALS, WORKSPACE, mark_in, unpack
 from flexrl.yaml_values import UserError
@@ -30,6 +31,7 @@ def become() -> NoReturn:
     if missing:
         raise UserError(f"submit_sweep.py trial: is what a sweep's Job runs; {', '.join(missing)} is not set")
     row, rungs = unpack(Path(os.environ[TRIALS]).read_bytes(), int(os.environ[INDEX]))
+    _check_inputs(row["inputs"])
     folder = Path(os.environ[WORKSPACE])
     path = folder / "configs" / f"{row['id']}.yaml"
     if not path.is_file():
@@ -51,6 +53,22 @@ def become() -> NoReturn:
     else:
         _run_judged(Judge(Rungs.read(folder, rungs), row["id"], row["length"]), mark)
     sys.exit(exit_codes.DONE)
+
+
+def _check_inputs(inputs: Mapping[str, str]) -> None:
+    """UserError unless this pod finds each folder that its trial reads as it was where the trial was submitted.
+
+    The trial's id is a hash of them too: with others it would be another trial.
+    """
+    for path, digest in inputs.items():
+        if not snapshots.exists(Path(path)):
+            raise UserError(
+                f"{path}: is not on this machine's disk; docs/CLUSTER.md says how a trial's inputs come to a cluster"
+            )
+        found = snapshots.content_hash(Path(path))
+        if found != digest:
+            other = f"here is {found[:12]}, the trial was submitted with {digest[:12]}"
+            raise UserError(f"{path}: is another than was submitted: {other}; copy it here, or submit the sweep again")
 
 
 def _run_judged(judge: Judge, mark: Path) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+IMAGE, JOB, POD, NODE = "FLEXRL_IMAGE", "FLEXRL_JOB", "FLEXRL_POD", "FLEXRL_NODE"  # variables of a sweep's pod
+DIRTY = "-dirty"  # behind a commit: with changes (docker/commit.sh)
 PACKAGES = ("mujoco", "gymnasium", "numpy", "stable-baselines3", "sb3-contrib", "torch")
 
 
@@ -32,20 +34,33 @@ def python() -> str:
 
 
 def here() -> dict[str, Any]:
-    """Code, packages and hardware that an attempt runs on."""
+    """Code, packages and hardware that an attempt runs on; in a sweep's pod its image, Job, name and machine too."""
     return {
         **code_version(Path(__file__).parent.parent),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count(), **_gpus()},
+        **_whereabouts(),
     }
 
 
+def _whereabouts() -> dict[str, dict[str, str]]:
+    """What a Job's manifest tells its pod of itself; nothing elsewhere."""
+    told = {"image": IMAGE, "job": JOB, "index": "JOB_COMPLETION_INDEX", "pod": POD, "node": NODE}
+    found = {key: os.environ[name] for key, name in told.items() if os.environ.get(name)}
+    return {"pod": found} if POD in os.environ else {}
+
+
 def code_version(root: Path) -> dict[str, str | None]:
-    """The git commit of the code (of an image: that it was made of) and a hash of what is not committed; or null."""
+    """The git commit of the code (of an image: that it was made of) and a hash of what is not committed; or null.
+
+    An image that was made of a folder with changes has a commit that ends with -dirty, and no hash of them: "not known".
+    """
     commit = _git(root, "rev-parse", "HEAD") or os.environ.get("FLEXRL_COMMIT")
     diff = _git(root, "diff", "HEAD") if commit else None
     digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
+    if commit and commit.endswith(DIRTY):
+        digest = "not known"
     return {"git_commit": commit.strip() if commit else None, "git_diff_sha256": digest}
 
 

@@ -87,10 +87,13 @@ def choose_backend(wanted: str = "") -> str:
     else:
         window = ["glfw"] if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else []
         candidates = [*window, "egl", "osmesa"]
-    answers = []
+    answers: list[str] = []
     for backend in candidates:
         answer = probe(backend)
         if not answer:
+            if backend == "osmesa" and answers:  # a GPU that was meant to draw would be missed
+                cure = "libegl1 and, in a container, NVIDIA_DRIVER_CAPABILITIES=all let a GPU draw; MUJOCO_GL=osmesa means this"
+                print(f"drawing with OSMesa, in software: no frame from {', '.join(answers)}; {cure}", file=sys.stderr)
             return backend
         answers.append(f"{backend} ({answer})")
     cure = f"unset MUJOCO_GL, or {PACKAGES}" if wanted else PACKAGES

@@ -18,6 +18,7 @@ from flexrl.config import UserError
 
 FORMAT = 1  # goes up when a reader of the old files would misread the new ones
 MANIFEST = "manifest.json"
+ANOTHER = "use another snapshot of the run"
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -78,7 +79,7 @@ def missing(folder: Path) -> list[str]:
     return [name for name in read_manifest(folder) if not (folder / name).is_file()]
 
 
-def read_manifest(folder: Path) -> dict[str, str]:
+def read_manifest(folder: Path, cure: str = ANOTHER) -> dict[str, str]:
     """The hash of each file by name, as the manifest has it; UserError if there is none, or none that can be read."""
     if not exists(folder):
         if not folder.exists() and _siblings(folder)[1].exists():
@@ -90,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, str]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         version, hashes = manifest["format"], dict(manifest["files"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / MANIFEST}: is damaged; use another snapshot of the run") from None
+        raise UserError(f"{folder / MANIFEST}: is damaged; {cure}") from None
     if version != FORMAT:
         raise UserError(f"{folder}: is of snapshot format {version}, this flex-rl reads {FORMAT}; use the one that wrote it")
     outside = next((name for name in hashes if Path(name).name != name), None)
@@ -99,15 +100,15 @@ def read_manifest(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def check(folder: Path) -> dict[str, str]:
-    """The snapshot's file hashes, every one compared with its file; UserError names the first that is damaged."""
-    hashes = read_manifest(folder)
+def check(folder: Path, cure: str = ANOTHER) -> dict[str, str]:
+    """The snapshot's file hashes, every one compared with its file; UserError names the first that is damaged, and the cure."""
+    hashes = read_manifest(folder, cure)
     for name, expected in hashes.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path}: is missing; use another snapshot of the run")
+            raise UserError(f"{path}: is missing; {cure}")
         if file_hash(path) != expected:
-            raise UserError(f"{path}: is damaged (its SHA-256 is not the manifest's); use another snapshot of the run")
+            raise UserError(f"{path}: is damaged (its SHA-256 is not the manifest's); {cure}")
     return hashes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,22 @@ def submit(asked: Submission) -> bool:
     sweep = load_sweep(asked.path)
     check_target(sweep, asked)
     ledger = Ledger(asked.workspace / "sweeps" / sweep.name)
-    if asked.target != "local" and not asked.only_told:
+    ledger.check_is_of(asked.path)
+    if not asked.only_told and ledger.jobs():
         from flexrl import on_cluster  # its client takes a second to import
 
-        on_cluster.catch_up(ledger)
+        on_cluster.catch_up(ledger, asked.target)
     if sweep.search is None:
         return run_round(sweep, ledger, asked)
-    sweeps.expand(sweep.model_copy(update={"include": sweeps.drawn(sweep.search, 1)}), asked.path)  # they are settings
-    search = Search(sweep.search, ledger.folder if ledger.exists or not asked.only_told else None, sweep.maximize)
+    sweeps.check_number(sweep, asked.path, asked.many)  # of the whole search, as its rounds are small
+    asked = replace(asked, many=True)
+    first = sweep.model_copy(update={"include": [*sweep.include, *sweeps.drawn(sweep.search, 1)]})
+    sweeps.expand(first, asked.path, many=True)  # its axes are settings
+    search = Search(sweep.search, ledger.folder, sweep.maximize, only_told=asked.only_told)
     is_first = True
     while True:
         points = search.points()
-        all_done = run_round(sweep.model_copy(update={"include": points}), ledger, asked, is_first)
+        all_done = run_round(sweep.model_copy(update={"include": [*sweep.include, *points]}), ledger, asked, is_first)
         is_first = False
         if asked.only_told:
             return True
@@ -72,6 +76,8 @@ def check_target(sweep: SweepSettings, asked: Submission) -> None:
     """UserError if the sweep cannot run there."""
     if asked.target == "local" and asked.image:
         raise UserError("--image: what runs here is this folder; leave it away, or take --target kind")
+    if asked.target != "local" and asked.chaos:
+        raise UserError(f"--chaos: kills processes of this machine, not pods of {asked.target}; write --target local")
     if asked.target != "local" and not asked.image:
         raise UserError(
             f"--image: {asked.target} needs one with a digest, as make load-image (kind) and make push-image (gke) print it"
@@ -94,8 +100,9 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
     Trials that failed are run again, unless a search has seen them fail just now (not `with_failed`).
     """
     trials = sweeps.expand(sweep, asked.path, image=asked.image, many=asked.many)
-    sweeps.rehearse(sweep, trials, asked.path)
     plan = make_plan(sweep, trials, ledger, asked.workspace)
+    to_run = job_manifests.for_this_machine(sweep, [row.trial for row in plan.to_run], asked.target)
+    sweeps.rehearse(sweep, to_run, asked.path)
     chosen = [row.trial for row in plan.to_run if with_failed or row.kind != "failed"]
     jobs = render(sweep, chosen or trials, trials, ledger, asked)
     if asked.render_to:
@@ -104,7 +111,7 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
     planned = {row.trial.id: row.trial.num_steps for row in plan.rows}
     if asked.target == "local":
         try:
-            runner = Runner(jobs, planned, ledger, asked.chaos)
+            runner = Runner(jobs, planned, ledger, asked.chaos, sweep.parallelism)
         except UserError as error:
             raise UserError(f"{asked.path}: {error}") from None
     sweep_screen.print_plan(sweep, plan, runner.slots if asked.target == "local" else sweep.parallelism)
@@ -112,13 +119,14 @@ def run_round(sweep: SweepSettings, ledger: Ledger, asked: Submission, with_fail
         return True
     if not chosen:
         with ledger.locked():
-            ledger.submit(sweep, trials, asked.image)  # the metric may be another, points may be fewer
+            ledger.submit(sweep, trials, asked.image, asked.path)  # the metric may be another, points may be fewer
     elif asked.target == "local":
-        run_here(runner, ledger, sweep, trials)
+        run_here(runner, ledger, sweep, trials, asked.path)
     else:
         from flexrl import on_cluster
 
-        on_cluster.run(jobs, ledger, asked.target, lambda: ledger.submit(sweep, trials, asked.image))
+        searches = sweep.search is not None
+        on_cluster.run(jobs, ledger, asked.target, lambda: ledger.submit(sweep, trials, asked.image, asked.path), searches)
     if chosen:
         sweep_screen.print_status(ledger)
         print(f"{provenance.python()} submit_sweep.py report {sweep.name} compares them")
@@ -129,7 +137,8 @@ def render(
     sweep: SweepSettings, trials: list[Trial], everyone: list[Trial], ledger: Ledger, asked: Submission
 ) -> list[TrialJob]:
     """The Jobs of these trials among those of `everyone`; UserError in the API server's place if it would refuse one."""
-    commit = provenance.code_version(sweeps.ROOT)["git_commit"]
+    code = provenance.code_version(sweeps.ROOT)
+    commit = f"{code['git_commit']}{provenance.DIRTY}" if code["git_diff_sha256"] else code["git_commit"]
     tried = sum(len(ledger.status(t.id).attempts) for t in trials)
     jobs = job_manifests.render(sweep, trials, asked.target, asked.image, commit, tried, everyone)
     wrong = [problem for job in jobs for problem in job_rules.problems(job.job)]
@@ -148,7 +157,7 @@ def write_manifests(jobs: list[TrialJob], path: Path) -> None:
     print(f"wrote {path}")
 
 
-def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial]) -> None:
+def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[Trial], path: Path) -> None:
     """In processes of this machine, until all trials are over or Ctrl-C stops them."""
     code = sweeps.code_digest(sweep.verb)
 
@@ -161,7 +170,7 @@ def run_here(runner: Runner, ledger: Ledger, sweep: SweepSettings, trials: list[
         return f"{changed[0]} has changed since the sweep began" if changed else None
 
     with ledger.locked():
-        ledger.submit(sweep, trials, None)
+        ledger.submit(sweep, trials, None, path)
         for key in runner.trials:
             ledger.forgive(key)
         with sweep_screen.Screen(ledger, runner.trials) as screen:

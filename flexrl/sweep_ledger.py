@@ -42,6 +42,7 @@ class Attempt:
     lost_steps: int = 0  # of them, those that the next attempt did again
     counted: bool = False  # whether it used up a retry
     pod: str | None = None  # its name, on a cluster
+    node: str | None = None  # the cluster's machine that it ran on
     is_logged: bool = True  # whether what it printed is kept here
     obstacle: str | None = None  # why its pod does not run yet; null: it does, or did
 
@@ -143,8 +144,21 @@ class Ledger:
         statuses = [self.status(entry.id) for entry in self.entries().values() if entry.is_current]
         return all(s.state in OVER and all(attempt.is_logged for attempt in s.attempts) for s in statuses)
 
-    def submit(self, sweep: SweepSettings, trials: Sequence[Trial], image: str | None) -> None:
-        """Notes the trials as those of the sweep, and what each is to be run with."""
+    def has_ended(self, job: TrialJob) -> bool:
+        """Whether a Job is known to be over: all its trials are, and all their logs are here."""
+        statuses = [self.status(key) for key in job.trials]
+        return all(s.state in OVER and all(attempt.is_logged for attempt in s.attempts) for s in statuses)
+
+    def check_is_of(self, path: Path) -> None:
+        """UserError if the sweep was submitted by a file of another name, whose trials would seem to be of this one."""
+        noted = self.folder / "file"
+        theirs = noted.read_text(encoding="utf-8").strip() if noted.is_file() else path.name
+        if theirs != path.name:
+            whose = f"{self.folder} holds the sweep of {theirs}, which has the same name"
+            raise UserError(f"{path}: name: {whose}; write another name, or remove {noted} if it is the same sweep")
+
+    def submit(self, sweep: SweepSettings, trials: Sequence[Trial], image: str | None, source: Path | None = None) -> None:
+        """Notes the trials as those of the sweep, and what each is to be run with; `source`: the sweep's file."""
         entries = {key: asdict(entry) | {"is_current": False} for key, entry in self.entries().items()}
         for folder in (self.trials, self.configs, self.logs, self._status):
             folder.mkdir(parents=True, exist_ok=True)
@@ -165,6 +179,8 @@ class Ledger:
             path = self.configs / f"{trial.id}.yaml"
             if not path.is_file():
                 runs.write_whole(path, config.to_yaml(trial.settings))
+        if source is not None:
+            runs.write_whole(self.folder / "file", f"{source.name}\n")
         runs.write_whole(self.folder / "sweep.yaml", config.to_yaml(sweep))
         runs.write_whole(self.folder / "trials.json", json.dumps(entries, indent=1, sort_keys=True))
 
@@ -222,6 +238,10 @@ class Ledger:
     def log_of(self, trial: str, attempt: int) -> Path:
         """Where what an attempt printed is kept."""
         return self.logs / f"{trial}.{attempt}.log"
+
+    def dossier_of(self, trial: str, attempt: int) -> Path:
+        """Where what a cluster tells of an attempt that failed there is kept."""
+        return self.logs / f"{trial}.{attempt}.json"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -63,8 +63,8 @@ def make_plan(sweep: SweepSettings, trials: Sequence[Trial], ledger: Ledger, wor
     known = ledger.entries()
     titles = {entry.title for entry in known.values()}
     rows: list[Planned] = []
-    # what a rule gave up stays so under the same rule
-    is_stopped = sweep.stop is not None and ledger.exists and ledger.read_sweep().stop == sweep.stop
+    # what a rule gave up stays so while the same rule judges by the same metric
+    is_stopped = sweep.stop is not None and ledger.exists and ledger.read_sweep().judged_by == sweep.judged_by
     for trial in trials:
         kind, done = (
             _kind_of(trial, ledger, is_stopped) if trial.id in known else ("changed" if trial.title in titles else "new", 0)

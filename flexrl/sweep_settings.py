@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -169,6 +169,14 @@ class SweepSettings(Settings):
     # gives points up that fall behind; null: all are run to their end
     stop: StopSettings | None = None
 
+    @field_validator("verb", mode="before")
+    @classmethod
+    def _is_a_verb(cls, verb: Any) -> Any:
+        known = get_args(VerbName)
+        if isinstance(verb, str) and verb not in known:
+            raise ValueError(f"a sweep runs {', '.join(known)}, and no other verb; found {verb!r}{nearest(verb, known)}")
+        return verb
+
     @field_validator("name")
     @classmethod
     def _can_name_a_job(cls, name: str) -> str:
@@ -216,10 +224,15 @@ class SweepSettings(Settings):
         return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
 
     @property
+    def judged_by(self) -> tuple[StopSettings | None, str, bool]:
+        """What decides which points are given up: the rule, the metric, and whether more of it is better."""
+        return self.stop, (self.stop and self.stop.metric) or self.metric, self.maximize
+
+    @property
     def num_points(self) -> int:
         """How many trials there are before any is left out, without making them."""
         if self.search is not None:
-            return len(self.include) * len(self.all_seeds)
+            return (self.search.n + len(self.include)) * len(self.all_seeds)
         points = max(len(self.list), 1) * (len(next(iter(self.zip.values()))) if self.zip else 1)
         for values in self.grid.values():
             points *= len(values)

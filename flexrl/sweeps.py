@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 import json
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from flexrl import config, snapshots
 from flexrl.collection import CollectSettings
@@ -29,6 +31,7 @@ from flexrl.yaml_values import Value, nearest, placed
 
 ROOT = Path(__file__).resolve().parent.parent
 MANY = 10_000  # trials that nobody starts by mistake
+LEVELS = 10  # numbers of an axis that are tried together with those of another
 CHOOSES = (".name", ".kind")  # settings that decide which others there are
 
 
@@ -92,8 +95,7 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
 
     `image`: digest of the image that they run in. UserError in one line, for too many trials too unless `many`.
     """
-    if sweep.num_points > MANY and not many:
-        raise UserError(f"{path}: comes to {sweep.num_points:,} trials; add --yes if that is what you want")
+    check_number(sweep, path, many)
     verb, code = VERBS[sweep.verb], code_digest(sweep.verb)
     _check_names(sweep, path)
     layers = {name: config.read(verb.model, name) for name in {_config_of(sweep, path, point) for point in _points(sweep)}}
@@ -134,6 +136,12 @@ def expand(sweep: SweepSettings, path: Path, *, image: str | None = None, many: 
     if not trials:
         raise UserError(f"{path}: comes to no trial; `exclude` leaves none")
     return _distinct(trials, path, sweep, names)
+
+
+def check_number(sweep: SweepSettings, path: Path, many: bool) -> None:
+    """UserError if it comes to more trials than anybody starts by mistake, unless `many` are meant."""
+    if sweep.num_points > MANY and not many:
+        raise UserError(f"{path}: comes to {sweep.num_points:,} trials; add --yes if that is what you want")
 
 
 def _config_of(sweep: SweepSettings, path: Path, point: Mapping[str, Any]) -> Path | None:
@@ -181,9 +189,14 @@ def _show(value: Any) -> str:
     return str(value)
 
 
+def _show_exactly(value: Any) -> str:
+    """The same, numbers with all their digits."""
+    return repr(value) if isinstance(value, float) else _show(value)
+
+
 def _label(point: Mapping[str, Any], names: Mapping[str, str], exact: bool = False) -> str:
     """A point as people read it; `exact`: numbers with all their digits."""
-    shown = {key: repr(value) if exact and isinstance(value, float) else _show(value) for key, value in point.items()}
+    shown = {key: _show_exactly(value) if exact else _show(value) for key, value in point.items()}
     return " ".join(text if key == "name" else f"{names[key]}={text}" for key, text in shown.items())
 
 
@@ -267,25 +280,53 @@ def input_digest(path: str) -> str:
 
 
 def rehearsals(trials: Sequence[Trial]) -> list[Trial]:
-    """As few trials as have every value of every axis at least once, and every two values that are no numbers together.
+    """Few trials that have every value of every axis, and every two values of different axes that some trial has together.
 
-    What cannot be built shows in one of them: a network of one axis may not fit the snapshot of another.
+    Guaranteed is: what cannot be built because of one value, or of two, such as a network of one axis that does not fit
+    the snapshot of another, shows in one of them; what takes three values may not. Of an axis with more than `LEVELS`
+    numbers, as `random` draws them, not each is tried but `LEVELS` ranges of them, the smallest and the largest by
+    themselves. The settings of every trial, of all values together, have been validated before (`expand`).
     """
-    covered = {trial.id: _covered(trial) for trial in trials}
-    left = set().union(*covered.values())
+    by_label: dict[str, Trial] = {}
+    for trial in trials:
+        by_label.setdefault(trial.label, trial)  # a seed changes nothing
+    points = list(by_label.values())
+    covered = _covered(points)
+    left = set().union(*covered)
     chosen: list[Trial] = []
-    while left or not chosen:
-        best = max(trials, key=lambda trial: len(left & covered[trial.id]))
-        chosen.append(best)
-        left -= covered[best.id]
+    # greedily; what a trial adds only shrinks, so it is counted anew only where it comes to the top
+    queue = [(-len(parts), place) for place, parts in enumerate(covered)]
+    heapq.heapify(queue)
+    while left:
+        gain, place = queue[0]
+        now = -len(covered[place] & left)
+        if now != gain:
+            heapq.heapreplace(queue, (now, place))
+        else:
+            chosen.append(points[place])
+            left -= covered[place]
     return chosen
 
 
-def _covered(trial: Trial) -> set[tuple[str, ...]]:
-    """The values that are tried by trying this trial, and pairs of them."""
-    words = [(key, value) for key, value in trial.point.items() if not _is_number(value)]
-    pairs = {(key, _show(a), other, _show(b)) for (key, a), (other, b) in itertools.combinations(words, 2)}
-    return pairs | {(key, _show(value)) for key, value in trial.point.items()}
+def _covered(trials: Sequence[Trial]) -> list[set[tuple[tuple[str, str], ...]]]:
+    """Of each trial the values that are tried by trying it, pairs of them, and () for a sweep without axes."""
+    axes = dict.fromkeys(key for trial in trials for key in trial.point)
+    levels = {key: _levels([trial.point.get(key) for trial in trials]) for key in axes}
+    found = []
+    for trial in trials:
+        values = [(key, levels[key][_show_exactly(value)]) for key, value in trial.point.items()]
+        found.append({(), *((value,) for value in values)} | set(itertools.combinations(sorted(values), 2)))
+    return found
+
+
+def _levels(values: Sequence[Any]) -> dict[str, str]:
+    """What each value of an axis is tried as: itself, or the range that it lies in, where there are many numbers."""
+    numbers = sorted({value for value in values if _is_number(value)})
+    levels = {_show_exactly(value): _show_exactly(value) for value in values}
+    if len(numbers) > LEVELS:
+        inner = numbers[1:-1]
+        levels |= {_show_exactly(value): f"range {i * (LEVELS - 2) // len(inner)}" for i, value in enumerate(inner)}
+    return levels
 
 
 def _is_number(value: Any) -> bool:
@@ -294,8 +335,13 @@ def _is_number(value: Any) -> bool:
 
 def rehearse(sweep: SweepSettings, trials: Sequence[Trial], path: Path) -> None:
     """Builds what `rehearsals` chooses as the verb's --check does; UserError for what cannot be."""
-    for trial in rehearsals(trials):
-        try:
-            VERBS[sweep.verb].rehearse(trial.settings, True)
-        except UserError as error:
-            raise UserError(f"{path}: {trial.title}: {error}") from None
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small matrices: threads that wait for cores which others have made it a hundred times as long
+    try:
+        for trial in rehearsals(trials):
+            try:
+                VERBS[sweep.verb].rehearse(trial.settings, True)
+            except UserError as error:
+                raise UserError(f"{path}: {trial.title}: {error}") from None
+    finally:
+        torch.set_num_threads(num_threads)

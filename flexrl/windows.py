@@ -67,7 +67,8 @@ class WindowSampler:
         self._dataset = np.repeat(np.arange(len(datasets)), [len(kept) for kept in chosen])
         self._ends = np.cumsum(self._length)
         if len(self._ends) == 0:
-            raise UserError(f"{datasets[0].folder}: no episode is left of the selection")
+            folders = ", ".join(str(dataset.folder) for dataset in datasets)
+            raise UserError(f"top: no episode of {folders} is left to learn from; raise it, or write held_out: 0")
 
     @property
     def num_steps(self) -> int:
@@ -226,30 +227,49 @@ def _words_reader(info: DatasetInfo, variants: int) -> Callable[[GoalSteps], Arr
 def check_alike(datasets: Sequence[Dataset]) -> None:
     """UserError naming the first dataset that cannot be learned from together with the first."""
     first = datasets[0]
+    ours = _nature(first.info)
     for other in datasets[1:]:
-        for name in ("body", "observation", "action_size", "skills", "phrases"):
-            ours, its = getattr(first.info, name), getattr(other.info, name)
-            if ours != its:
-                raise UserError(
-                    f"datasets: {other.folder} has another {name.replace('_', ' ')} than {first.folder}; train on one of them"
-                )
+        for name, its in _nature(other.info).items():
+            if its != ours[name]:
+                told = f" ({its}, not {ours[name]})" if isinstance(its, (str, float)) else ""
+                raise UserError(f"datasets: {other.folder} has another {name} than {first.folder}{told}; train on one of them")
 
 
-def split(dataset: Dataset, top: float, held_out: float) -> tuple[Array, Array]:
-    """Masks (num_episodes,) of the episodes to learn from and of those held out.
+def _nature(info: DatasetInfo) -> dict[str, Any]:
+    """What two datasets must have in common for one policy to learn from both, by its name in words."""
+    return {
+        "body": info.body,
+        "environment": info.world.get("id"),
+        "world.kwargs": info.world.get("kwargs") or {},
+        "world.action": info.world.get("action"),  # torque and servo are as many numbers, in the same bounds
+        "time between steps": info.seconds_per_step,
+        "observation": info.observation,
+        "action size": info.action_size,
+        "lower bound of actions": info.action_low,
+        "upper bound of actions": info.action_high,
+        "skills": info.skills,
+        "phrases": info.phrases,
+    }
 
-    `top`: the share of steps, of the episodes with the highest returns, that is kept (1: all), before the others are held out;
-    every 1 / `held_out`th episode of those is.
+
+def split(datasets: Sequence[Dataset], top: float, held_out: float) -> list[tuple[Array, Array]]:
+    """For each dataset masks (num_episodes,) of the episodes to learn from and of those held out.
+
+    `top`: the share of the steps of all datasets together, those of the episodes with the highest returns among them all,
+    that is kept (1: all). Then every 1 / `held_out`th of a dataset's kept episodes is held out, where there are two at least.
     """
-    table = dataset.episodes
-    kept = np.ones(len(table), bool)
+    returns, lengths = (np.concatenate([getattr(d.episodes, name) for d in datasets]) for name in ("episode_return", "length"))
+    kept = np.ones(len(returns), bool)
     if top < 1:
-        order = np.argsort(-table.episode_return, kind="stable")
-        enough = np.cumsum(table.length[order]) - table.length[order] < top * table.length.sum()
+        order = np.argsort(-returns, kind="stable")
+        enough = np.cumsum(lengths[order]) - lengths[order] < top * lengths.sum()
         kept[:] = False
         kept[order[enough]] = True
-    held = np.zeros(len(table), bool)
-    if held_out > 0:
-        chosen = np.flatnonzero(kept)
-        held[chosen[:: max(2, round(1 / held_out))]] = True
-    return kept & ~held, kept & held
+    ends = np.cumsum([len(dataset.episodes) for dataset in datasets])
+    masks = []
+    for mine in np.split(kept, ends[:-1]):
+        held, chosen = np.zeros(len(mine), bool), np.flatnonzero(mine)
+        if held_out > 0 and len(chosen) > 1:
+            held[chosen[:: max(2, round(1 / held_out))]] = True
+        masks.append((mine & ~held, held))
+    return masks

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
@@ -18,6 +19,8 @@ from flexrl.config import Settings, choice
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.motor_world import MotorWorld
 from flexrl.observations import Mirror, action_mirror
+
+OURS = "flexrl.gymnasium_envs"  # registers the motor worlds
 
 
 class GymnasiumSettings(Settings):
@@ -30,10 +33,14 @@ class GymnasiumSettings(Settings):
     num_envs: int = Field(8, ge=1, le=4096)
     # one process an env (faster for heavy physics) instead of all in this one
     subprocesses: bool = True
+    # what it is made with, such as {continuous: true}
+    kwargs: dict[str, Any] = {}
 
     @field_validator("id")
     @classmethod
     def _registered(cls, name: str) -> str:
+        if name.startswith("flexrl/"):
+            importlib.import_module(OURS)  # which registers them
         if name not in gymnasium.registry:
             close = difflib.get_close_matches(name, list(gymnasium.registry), n=1)
             raise ValueError(f"Gymnasium knows no environment {name!r}" + (f"; did you mean '{close[0]}'?" if close else ""))
@@ -49,7 +56,25 @@ def make_world(settings: MotorSettings | GymnasiumSettings, seed: int = 0) -> Ve
     if isinstance(settings, MotorSettings):
         return MotorWorld(settings, seed)
     kind = SubprocVecEnv if settings.subprocesses and settings.num_envs > 1 else DummyVecEnv
-    return make_vec_env(settings.id, settings.num_envs, seed=seed, vec_env_cls=kind)
+    name = f"{OURS}:{settings.id}" if settings.id.startswith("flexrl/") else settings.id  # a new process knows none of ours
+    return make_vec_env(name, settings.num_envs, seed=seed, vec_env_cls=kind, env_kwargs=settings.kwargs)
+
+
+# what making a Gymnasium world may raise: ids, keyword arguments, packages and files that it needs
+CANNOT_MAKE = (ValueError, TypeError, ImportError, OSError, gymnasium.error.Error)
+
+
+def why(error: Exception) -> str:
+    """What one of those says, as one line."""
+    text = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else str(error)
+    return " ".join(text.split())
+
+
+def recorded_world(world: Mapping[str, Any]) -> GymnasiumSettings:
+    """The Gymnasium world that a dataset says it is of; ValueError if it names none that is known here."""
+    if world.get("id") is None:
+        raise ValueError("it does not say which environment it is of")
+    return GymnasiumSettings.model_validate(world)
 
 
 @contextlib.contextmanager

@@ -18,11 +18,6 @@ output "train_service_account" {
   value       = google_service_account.train.email
 }
 
-output "accelerator" {
-  description = "What `resources.accelerator` of a sweep names."
-  value       = var.gpu_pool.accelerator
-}
-
 output "workspace" {
   description = "The workspace's disk as Kubernetes wants it; make kubeconfig applies it."
   value       = templatefile("${path.module}/../k8s/workspace_gke.yaml", { network = google_compute_network.main.name })

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_cluster import ToyCluster
+from toy_sweep import IMAGE, NoSettings, a_sweep, check, kubeconfig
 
 from flexrl import job_manifests, runs, snapshots, trial
 from flexrl.cluster import context_of
@@ -30,56 +31,10 @@ from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import Trial
 
 ROOT = Path(__file__).parent.parent
-IMAGE = "registry.example/flex-rl@sha256:" + "cd" * 32
-
-
-class NoSettings(runs.Settings):
-    """Of a trial that nobody runs."""
-
-    num_steps: int = 10
-
-
-def a_sweep(
-    folder: Path, num_trials: int, num_jobs: int = 1, target: job_manifests.Target = "kind", **changes: Any
-) -> tuple[list[job_manifests.TrialJob], list[str], Ledger]:
-    sweep = SweepSettings(name="tiny", seeds=num_trials, parallelism=3, retries=1, **changes)
-    takes = [sweep.resources.model_copy(update={"spot": True} if number else {}) for number in range(num_jobs)]
-    trials = [Trial(f"{i:012x}", "", i, {}, NoSettings(), 10, {}, takes[i % num_jobs]) for i in range(num_trials)]
-    jobs = job_manifests.render(sweep, trials, target, IMAGE)
-    ledger = Ledger(folder / "tiny")
-    ledger.submit(sweep, trials, IMAGE)
-    return jobs, [t.id for t in trials], ledger
 
 
 class Crash(Exception):
     """The machine that follows goes down."""
-
-
-def expected(plan: Callable[[int, int], int | str], index: int) -> tuple[str, list[int | str]]:
-    """How a trial ends under `retries: 1`, and what each of its attempts came to."""
-    outcomes: list[int | str] = []
-    counted = 0
-    while True:
-        outcome = plan(index, len(outcomes))
-        outcomes.append(outcome)
-        if outcome in (0, 2):
-            return ("done" if outcome == 0 else "refused"), outcomes
-        counted += outcome not in ("disrupted", 143)
-        if counted > 1:
-            return "failed", outcomes
-
-
-def check(ledger: Ledger, trials: list[str], plan: Callable[[int, int], int | str]) -> None:
-    """Every trial ended as the plan has it, every attempt is known, every log is whole."""
-    for index, key in enumerate(trials):
-        state, outcomes = expected(plan, index)
-        status = ledger.status(key)
-        assert status.state == state
-        codes = [137 if outcome == "disrupted" else outcome for outcome in outcomes]
-        assert [attempt.exit_code for attempt in status.attempts] == codes
-        assert [attempt.how == "preempted" for attempt in status.attempts] == [o in ("disrupted", 143) for o in outcomes]
-        for number, outcome in enumerate(outcomes):
-            assert ledger.log_of(key, number).read_text() == f"begins\nends with {outcome}\n"
 
 
 def test_a_job_runs_to_its_end_and_everything_is_noted(tmp_path: Path) -> None:
@@ -227,9 +182,10 @@ def test_a_job_that_somebody_deleted_is_told(tmp_path: Path) -> None:
         assert cluster.submit(jobs)
 
 
-FAULTS = st.dictionaries(st.integers(1, 60), st.sampled_from([429, 500, 503, "drop", "late", "cut", "restart"]), max_size=25)
+FAULT_KINDS = [409, 429, 500, 503, "drop", "late", "cut", "restart"]
+FAULTS = st.dictionaries(st.integers(1, 60), st.sampled_from(FAULT_KINDS), max_size=25)
 OUTCOMES = st.lists(
-    st.lists(st.sampled_from([0, 0, 1, 2, 75, 143, "disrupted"]), min_size=6, max_size=6), min_size=1, max_size=5
+    st.lists(st.sampled_from([0, 0, 1, 2, 75, 143, "disrupted", "vanishes"]), min_size=6, max_size=6), min_size=1, max_size=5
 )
 
 
@@ -238,15 +194,17 @@ OUTCOMES = st.lists(
 def test_nothing_is_lost_and_nothing_doubled(
     faults: dict[int, Any], outcomes: list[list[int | str]], crashes: list[int], num_jobs: int
 ) -> None:
-    """Fault sequences against the API, and a follower that goes down: each Job once, all states, all logs."""
+    """Fault sequences against the API, pods that vanish, a follower that goes down: each Job once, all states, all logs."""
 
     def plan(index: int, number: int) -> int | str:
         return outcomes[index][number] if number < 6 else 0
 
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
+        # pauses count in full towards the patience, while the toy's are short: a dozen faults in a row would end it
+        patch.setattr("flexrl.follower.LOG_PATIENCE", 3600.0)
         jobs, _, ledger = a_sweep(Path(temporary), len(outcomes), num_jobs)
         with ToyCluster(plan, faults) as toy:
-            cluster = toy.client()
+            cluster = toy.client(patience=3600.0)
             cluster.submit(jobs)
             for after in crashes:
                 left = [after]
@@ -264,22 +222,11 @@ def test_nothing_is_lost_and_nothing_doubled(
             cluster.submit(jobs)
             Follower(cluster, jobs, ledger).run()
             assert sorted(toy.created) == sorted((kind, job.name) for kind in ("configmaps", "jobs") for job in jobs)
+            for job in jobs:
+                uid, trials = (toy.objects[kind, job.name]["metadata"] for kind in ("jobs", "configmaps"))
+                assert [owner["uid"] for owner in trials["ownerReferences"]] == [uid["uid"]]
         for job in jobs:
             check(ledger, list(job.trials), plan)
-
-
-def kubeconfig(folder: Path, toy: ToyCluster) -> Path:
-    path = folder / "kubeconfig.yaml"
-    document = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "toy",
-        "contexts": [{"name": "toy", "context": {"cluster": "toy", "user": "me"}}],
-        "clusters": [{"name": "toy", "cluster": {"server": toy.address}}],
-        "users": [{"name": "me", "user": {}}],
-    }
-    path.write_text(yaml.safe_dump(document))
-    return path
 
 
 def test_the_command_follows_what_it_left_and_runs_again_what_failed(tmp_path: Path) -> None:

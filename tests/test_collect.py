@@ -11,17 +11,22 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
+from gymnasium import spaces
 
-from flexrl import collector, config
-from flexrl.collection import CollectSettings, rehearse
+from flexrl import collector, config, snapshots
+from flexrl.collection import CollectSettings, describe, make_crew, open_models, rehearse, world_of
 from flexrl.config import UserError
 from flexrl.dataset import Column, Dataset, open_dataset
+from flexrl.dataset_writer import DatasetWriter
 from flexrl.motor_settings import MotorSettings
 from flexrl.physics import BODIES, Physics
 from flexrl.policies import load_policy, open_snapshot
+from flexrl.worlds import closing, make_world
 
 ROOT = Path(__file__).parent.parent
 SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
@@ -67,6 +72,8 @@ def test_a_dataset_is_whole_episodes_and_says_what_they_are(dataset: Dataset) ->
         assert steps["terminated"][-1] == table.terminated[i]
         assert steps["terminated"][-1] != steps["truncated"][-1]
         assert not (steps["terminated"] | steps["truncated"])[:-1].any()
+        assert table.goal[i] == steps["goal"][0]
+        assert dataset.words[i] == info.phrases[steps["goal"][0]].words
     assert table.num_switches.sum() > 0
     assert set(np.unique(table.noise)) == {0.0, 0.3}
 
@@ -144,6 +151,32 @@ def test_several_models_share_the_simulations_by_weight(tmp_path: Path) -> None:
     assert list(lineage["parents"].values()) == [dataset.info.policies[0].sha256]
 
 
+def test_a_transformer_acts_by_the_part_of_its_goal_that_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    texts = ("null", "[words, command, place]", "[skill, command, place]")
+    models = ", ".join(f"{{path: examples/pretrained/humanoid_dt, prompt: {text}}}" for text in texts)
+    settings = config.load(CollectSettings, None, [f"models=[{models}]", "num_envs=3", "num_threads=1"])
+    rehearse(settings, True)
+    parents = open_models(settings)
+    with closing(make_world(world_of(settings, parents), 0)) as world:
+        info = describe(settings, world_of(settings, parents), world, parents)
+        assert [policy.prompt for policy in info.policies] == [
+            None,
+            ["words", "command", "place"],
+            ["skill", "command", "place"],
+        ]
+        crew = make_crew(settings, parents, world)
+        crew.reset(np.ones(3, bool))
+        obs = np.tile(world.reset()[:1], (3, 1))
+        other = obs.copy()
+        other[:, 65:73] = np.roll(other[:, 65:73], 1, axis=1)  # asks for another skill, in the same words
+        asked, _ = crew.act(obs)
+        crew.reset(np.ones(3, bool))
+        changed = np.abs(crew.act(other)[0] - asked).max(axis=1)
+        assert changed[1] < 1e-5
+        assert min(changed[0], changed[2]) > 1e-3
+
+
 def test_a_gymnasium_world_is_collected_without_states(tmp_path: Path) -> None:
     world = "world={kind: gymnasium, id: Pendulum-v1, subprocesses: false}"
     done = run(
@@ -156,6 +189,8 @@ def test_a_gymnasium_world_is_collected_without_states(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "p")
     assert dataset.info.state_size == 0
     assert dataset.info.skills == ()
+    assert (dataset.episodes.goal == -1).all()
+    assert set(dataset.words) == {"Pendulum-v1"}
     assert (dataset.episodes.length[~dataset.episodes.cut] == 200).all()
     assert dataset.episodes.cut.sum() == 4
 
@@ -187,8 +222,31 @@ def test_a_byte_that_changed_is_found(dataset: Dataset, tmp_path: Path) -> None:
     content = bytearray((folder / "00001.arrow").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "00001.arrow").write_bytes(content)
-    with pytest.raises(UserError, match=r"00001\.arrow: is damaged"):
+    with pytest.raises(UserError, match=r"00001\.arrow: is damaged .*; copy the dataset anew, or collect it again$"):
         open_dataset(folder).verify()
+
+
+def test_a_table_from_before_its_words_is_still_read(dataset: Dataset, tmp_path: Path) -> None:
+    """What it does not tell is read from the steps; and a collection that was begun then goes on."""
+    folder = tmp_path / "older"
+    shutil.copytree(dataset.folder, folder)
+    batch = pa.ipc.open_file(pa.memory_map(str(dataset.folder / "episodes.arrow"))).get_batch(0)
+    batch = batch.select([name for name in batch.schema.names if name != "goal"])
+    with pa.OSFile(str(folder / "episodes.arrow"), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as file:
+        file.write_batch(batch)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"]["episodes.arrow"] = snapshots.file_hash(folder / "episodes.arrow")
+    manifest["sizes"]["episodes.arrow"] = (folder / "episodes.arrow").stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    older = open_dataset(folder)
+    assert (older.episodes.goal == -1).all()
+    assert older.words == dataset.words
+    writer = DatasetWriter(folder, dataset.info, 1000)
+    writer.set_state(None)
+    state = writer.get_state()
+    del state["table"]["goal"]
+    writer.set_state(state | {"table": {name: np.zeros(3, np.int64) for name in state["table"]}})
+    assert writer.get_state()["table"]["goal"].tolist() == [-1, -1, -1]
 
 
 def test_a_file_of_another_dataset_is_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -201,6 +259,17 @@ def test_a_file_of_another_dataset_is_refused(dataset: Dataset, tmp_path: Path) 
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"00000\.arrow: holds other columns"):
         open_dataset(folder).shard(0)
+
+
+class ToyEnv(gymnasium.Env):
+    """Shows and takes those spaces; without them it misses a package, and says so in two lines."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, shows: spaces.Space | None, takes: spaces.Space | None, render_mode: str | None = None) -> None:
+        if shows is None or takes is None:
+            raise gymnasium.error.DependencyNotInstalled('Box2D is missing,\n  pip install "it"')
+        self.observation_space, self.action_space = shows, takes
 
 
 @pytest.mark.parametrize(
@@ -218,12 +287,35 @@ def test_a_file_of_another_dataset_is_refused(dataset: Dataset, tmp_path: Path) 
         (["models=[{path: examples/pretrained/humanoid_walk, weight: 1000}, {path: zero}]"], "would have no simulation"),
         (["world={kind: gymnasium, id: CartPole-v1}", "models=[{path: random}]", "noise=[0.1]"], "noise: only actions that"),
         (["world={kind: gymnasium, id: FrozenLake-v1}", "models=[{path: random}]"], "world: only observations that are"),
+        (["world={kind: gymnasium, id: toy/Picture-v0}", "models=[{path: random}]"], "and it shows Box(8, 8, 3)"),
+        (["world={kind: gymnasium, id: toy/Buttons-v0}", "models=[{path: random}]"], "and it takes MultiDiscrete(2,)"),
+        (["world={kind: gymnasium, id: toy/Table-v0}", "models=[{path: random}]"], "and it takes Box(2, 2)"),
+        (["world={kind: gymnasium, id: toy/Extra-v0}", "models=[{path: random}]"], 'world: Box2D is missing, pip install "it"'),
+        (["models=[{path: examples/pretrained/humanoid_walk, prompt: [words]}]"], "humanoid_walk has no prompt; leave it away"),
+        (
+            ["models=[{path: examples/pretrained/humanoid_walk, target_return: 5}]"],
+            "humanoid_walk does not see what an episode",
+        ),
+        (["models=[{path: examples/pretrained/humanoid_dt, prompt: [wrods]}]"], "humanoid_dt: prompt: it never saw 'wrods'"),
+        (
+            ["world={kind: gymnasium, id: Pendulum-v1}", "models=[{path: zero, prompt: [words]}]"],
+            "models: prompt, target_return: zero sees no goal",
+        ),
     ],
 )
 def test_what_cannot_be_collected_is_refused_before_anything_is_written(
     overrides: list[str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    vector, picture = spaces.Box(-1, 1, (3,)), spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    for name, shows, takes in (
+        ("Picture", picture, vector),
+        ("Buttons", vector, spaces.MultiDiscrete([2, 3])),
+        ("Table", vector, spaces.Box(-1, 1, (2, 2))),
+        ("Extra", None, None),
+    ):
+        registered = gymnasium.envs.registration.EnvSpec(f"toy/{name}-v0", ToyEnv, kwargs={"shows": shows, "takes": takes})
+        monkeypatch.setitem(gymnasium.registry, f"toy/{name}-v0", registered)
     with pytest.raises(UserError) as caught:
         rehearse(config.load(CollectSettings, None, overrides), True)
     assert words in str(caught.value)
@@ -244,6 +336,7 @@ def test_report_tells_what_is_in_a_dataset(dataset: Dataset, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "9,000 steps in" in done.stdout
     assert (tmp_path / "returns.png").stat().st_size > 10_000
+    assert (tmp_path / "episodes.png").stat().st_size > 50_000  # of eight skills eight frames each
     told = json.loads(run([*command, "--json", "--no-pictures"]).stdout)
     assert sum(group["num_steps"] for group in told["groups"]) == 9000
     assert sum(group["num_episodes"] for group in told["groups"]) == len(dataset.episodes)

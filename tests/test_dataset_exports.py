@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium
@@ -13,8 +14,15 @@ import minari
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from minari.data_collector.episode_buffer import EpisodeBuffer
+from toy_dataset import toy_info, write_toy
 
+import collect as collect_py
+from flexrl import config
+from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
+from flexrl.dataset_exports import export_minari
+from flexrl.offline_training import TrainDTSettings, rehearse
 
 ROOT = Path(__file__).parent.parent
 SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
@@ -49,6 +57,7 @@ def test_npz_holds_every_column(dataset: Dataset) -> None:
         starts = arrays["episode_start"]
         assert (np.diff(starts) == dataset.episodes.length[:-1]).all()
         np.testing.assert_array_equal(arrays["episode_return"], dataset.episodes.episode_return)
+        assert arrays["episode_words"].tolist() == [dataset.info.phrases[goal].words for goal in arrays["goal"][starts]]
     refused = collect(dataset.folder.parent, "--name", "skills", "--export", "npz", str(path))
     assert refused.returncode == 2
     assert refused.stderr.strip() == f"{path}: is there already; remove it, or name another place"
@@ -78,6 +87,149 @@ def test_minari_opens_it_steps_its_world_and_comes_back(dataset: Dataset, monkey
     for name in ("observation", "action", "reward", "terminated", "truncated"):
         np.testing.assert_array_equal(steps_of(ours, name), steps_of(dataset, name))
     np.testing.assert_allclose(ours.episodes.episode_return, dataset.episodes.episode_return, rtol=1e-5)
+    assert ours.info.world["kwargs"]["switch"] == [0.5, 1.5]
+    rehearse(config.load(TrainDTSettings, None, [f"datasets=[{ours.folder}]", "device=cpu"]), True)  # its world is made here
+
+
+def test_an_export_to_minari_that_is_interrupted_leaves_nothing_and_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    dataset, whole = write_toy(tmp_path / "toy"), Dataset.episode
+
+    def interrupted(self: Dataset, index: int, names: object = None) -> dict[str, np.ndarray]:
+        if index == 2:
+            assert not (tmp_path / "minari" / "toy").exists()
+            raise KeyboardInterrupt
+        return whole(self, index)
+
+    (tmp_path / "minari" / ".toy.pendulum-v0.new").mkdir(parents=True)  # as one that was killed leaves it
+    monkeypatch.setattr(Dataset, "episode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_minari(dataset, "toy/pendulum-v0")
+    assert list((tmp_path / "minari").iterdir()) == []
+    assert os.environ["MINARI_DATASETS_PATH"] == str(tmp_path / "minari")
+    monkeypatch.setattr(Dataset, "episode", whole)
+    assert export_minari(dataset, "toy/pendulum-v0") == tmp_path / "minari" / "toy" / "pendulum-v0"
+    assert minari.load_dataset("toy/pendulum-v0").total_episodes == 4
+    assert [path.name for path in (tmp_path / "minari").iterdir()] == ["toy"]
+    with pytest.raises(UserError, match=r"there is one already; `minari delete toy/pendulum-v0` removes it"):
+        export_minari(dataset, "toy/pendulum-v0")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, workspace: Path, *arguments: str) -> str:
+    """The line that collect.py ends with for a user's mistake."""
+    monkeypatch.setattr(sys, "argv", ["collect.py", "--workspace", str(workspace), *arguments])
+    with pytest.raises(UserError) as caught:
+        collect_py.main()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def make_theirs(name: str, env: str | None = "Pendulum-v1", sizes: tuple[int, int] = (3, 1)) -> Path:
+    """A dataset of Minari's with two episodes of noise; its folder."""
+    rng = np.random.default_rng(0)
+    buffers = [
+        EpisodeBuffer(
+            id=i,
+            observations=rng.standard_normal((6, sizes[0])).astype(np.float32),
+            actions=rng.uniform(-1, 1, (5, sizes[1])).astype(np.float32),
+            rewards=[1.0] * 5,
+            terminations=[False] * 5,
+            truncations=[False] * 4 + [True],
+        )
+        for i in range(2)
+    ]
+    spaces = [gymnasium.spaces.Box(-2, 2, (size,), np.float32) for size in sizes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        minari.create_dataset_from_buffers(
+            name, buffers, env=env, observation_space=spaces[0], action_space=spaces[1], data_format="arrow"
+        )
+    return Path(minari.storage.get_dataset_path(name))
+
+
+def test_an_import_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    workspace, source = tmp_path / "workspace", make_theirs("toy/noise-v0")
+
+    def refused(path: Path, *arguments: str) -> str:
+        told = call(monkeypatch, workspace, "--name", "theirs", "--import-minari", str(path), *arguments)
+        assert not list(workspace.glob("*"))
+        assert not list(workspace.glob(".*"))
+        return told
+
+    (tmp_path / "empty").mkdir()
+    assert "no such folder" in refused(tmp_path / "nowhere")
+    assert "is no Minari dataset (it has no metadata.json)" in refused(tmp_path / "empty")
+    assert "--env Pendulm-v1: Gymnasium knows no environment" in refused(source, "--env", "Pendulm-v1")
+    metadata = json.loads((source / "data" / "metadata.json").read_bytes())
+    for changes, words in (
+        ({"total_episodes": 0}, "has no episodes"),
+        ({"minari_version": "0.0.1"}, "cannot be read: The installed Minari version"),
+        (
+            {"action_space": json.dumps({"type": "Discrete", "dtype": "int64", "start": 0, "n": 3})},
+            "its actions are no vectors",
+        ),
+    ):
+        (source / "data" / "metadata.json").write_text(json.dumps(metadata | changes))
+        assert words in refused(source)
+    (source / "data" / "metadata.json").write_text(json.dumps(metadata))
+    parts = list((source / "data" / "1").glob("*.arrow"))
+    kept = parts[0].read_bytes()
+    parts[0].write_bytes(kept[: len(kept) // 2])
+    assert f"--import-minari {source}: cannot be read:" in refused(source)
+    parts[0].write_bytes(kept)
+    monkeypatch.setattr(
+        sys, "argv", ["collect.py", "--workspace", str(workspace), "--name", "theirs", "--import-minari", str(source)]
+    )
+    collect_py.main()
+    assert open_dataset(workspace / "theirs").info.world == {"kind": "gymnasium", "id": "Pendulum-v1", "kwargs": {}}
+    assert json.loads((workspace / "theirs" / "lineage.json").read_bytes())["attempts"][-1]["how"] == "finished"
+
+
+def test_a_dataset_of_no_known_environment_is_told_at_once_and_can_be_given_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    source = make_theirs("toy/noise-v0", env=None)
+    for name, given in (("theirs", ()), ("known", ("--env", "Pendulum-v1"))):
+        arguments = ["collect.py", "--workspace", str(tmp_path), "--name", name, "--import-minari", str(source), *given]
+        monkeypatch.setattr(sys, "argv", arguments)
+        collect_py.main()
+        told = capsys.readouterr().err
+        assert ("what learns from it cannot be played: it does not say which environment it is of" in told) == (
+            name == "theirs"
+        )
+    rehearse(config.load(TrainDTSettings, None, [f"datasets=[{tmp_path / 'known'}]", "device=cpu"]), True)
+    told = call(monkeypatch, tmp_path, "--name", "theirs", "--export", "minari", "toy/again-v0")
+    assert told.startswith(f"--export minari: {tmp_path / 'theirs'}: it does not say which environment it is of; import it")
+    assert not (tmp_path / "minari" / "toy" / "again-v0").exists()
+
+
+@pytest.mark.parametrize("kind", ["npz", "lerobot", "minari"])
+def test_where_nothing_can_be_written_an_export_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    info = toy_info(seconds_per_step=0.05, phrases=[("swing", "swing up")])
+    write_toy(tmp_path / "toy", info=info, rows=[{"skill": 0, "goal": 0}] * 4)
+    (tmp_path / "file").write_text("")  # where a folder would have to be
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file"))
+    to = "toy-v0" if kind == "minari" else str(tmp_path / "file" / "to")
+    told = call(monkeypatch, tmp_path, "--name", "toy", "--export", kind, to)
+    assert told.startswith(f"--export {kind} {to}: cannot be written: ")
+
+
+def test_a_full_disk_leaves_nothing_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy(tmp_path / "toy")
+
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    told = call(monkeypatch, tmp_path, "--name", "toy", "--export", "npz", str(tmp_path / "out" / "toy.npz"))
+    assert told.endswith("toy.npz: cannot be written: No space left on device; name another place")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_lerobot_gets_its_layout(dataset: Dataset) -> None:
@@ -98,6 +250,14 @@ def test_lerobot_gets_its_layout(dataset: Dataset) -> None:
         assert set(mine["episode_index"].to_pylist()) == {row["episode_index"]}
         assert mine["next.done"].to_pylist() == [False] * (row["length"] - 1) + [True]
         assert {tasks[index]["__index_level_0__"] for index in mine["task_index"].to_pylist()} == set(row["tasks"])
+        # as LeRobot checks them: from frame to frame 1 / fps, within 0.1 ms
+        assert np.abs(np.diff(mine["timestamp"].to_numpy()) - 1 / info["fps"]).max(initial=0) < 1e-4
+        np.testing.assert_allclose(mine["timestamp"].to_numpy(), np.arange(row["length"]) / info["fps"], rtol=1e-6)
+    assert info["fps"] == 67  # of 66.7
+    stats = json.loads((path / "meta" / "stats.json").read_bytes())
+    assert set(stats) == {"observation.state", "action", "next.reward", "command"}
+    np.testing.assert_allclose(stats["action"]["mean"], steps_of(dataset, "action").mean(axis=0), atol=1e-5)
+    assert stats["action"]["count"] == [dataset.info.num_steps]
 
 
 @pytest.mark.parametrize(

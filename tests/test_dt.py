@@ -15,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_dataset import write_toy
 
-from flexrl import config, snapshots
+from flexrl import config, phrasings, snapshots
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.dt import ACTION, BODY, GOAL, RETURN, Block, Context, DecisionTransformer, Dropout, Sizes, random_words
 from flexrl.offline_training import TrainDTSettings, rehearse
 from flexrl.policies import load_policy, open_snapshot
+from flexrl.tasks import SKILLS as SKILLS_OF
+from flexrl.tasks import find_task
 from flexrl.text_encoders import NUM_FEATURES, find_encoder
 from flexrl.windows import WindowSampler, split
 
@@ -108,6 +111,21 @@ def test_windows_are_read_with_few_files_open(dataset: Dataset, tmp_path: Path, 
         os.truncate(path, path.stat().st_size // 10)  # where observations are
     with pytest.raises(UserError, match=r"\.arrow: is cut or damaged; copy the dataset anew"):
         sampler.draw(200, np.random.default_rng(3))
+
+
+def test_open_files_and_maps_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty files of steps in each of two datasets, all of them read."""
+    monkeypatch.setattr("flexrl.dataset.MAX_OPEN", 6)
+    monkeypatch.setattr("flexrl.dataset.MAX_MAPPED", 3)
+    both = [write_toy(tmp_path / name, range(40), length=5, shard_steps=5) for name in ("one", "two")]
+    before = len(os.listdir("/proc/self/fd"))
+    windows = WindowSampler(both, [everything(data) for data in both], [], 2).draw(2000, np.random.default_rng(0))
+    assert len(np.unique(windows.returns_to_go[:, 0])) > 40
+    for data in both:
+        assert data.skills_seen == [0]
+        actions = [data.episode(i)["action"][0, 0] for i in range(40)]
+        assert len(np.unique(actions)) == 40
+    assert len(os.listdir("/proc/self/fd")) - before <= 6 + 2 * 3
 
 
 def test_every_step_is_as_likely_to_be_the_first(dataset: Dataset) -> None:
@@ -277,7 +295,7 @@ def test_steps_after_the_end_do_not_count() -> None:
 
 def test_the_best_tenth_is_kept_and_others_are_held_out(dataset: Dataset) -> None:
     table = dataset.episodes
-    learned, held = split(dataset, top=0.3, held_out=0.2)
+    [(learned, held)] = split([dataset], top=0.3, held_out=0.2)
     kept = learned | held
     assert not (learned & held).any()
     assert held.any()
@@ -389,6 +407,28 @@ def test_each_window_draws_words_of_its_skill(dataset: Dataset) -> None:
     drawn = sampler.draw(300, np.random.default_rng(0)).goal[:, 0, :NUM_FEATURES]
     known = np.mean([row.tobytes() in owners for row in drawn])
     assert 0.05 < known < 0.6  # the phrases themselves, and what their copies have left as it was
+
+
+def test_no_distorted_copy_is_a_phrase_that_is_held_out() -> None:
+    families = [family for family in vars(phrasings).values() if isinstance(family, phrasings.Family)]
+    told = (ROOT / "README.md").read_text()
+    assert "Of the 26 that a skill of the humanoid has, 10, other verbs and typing errors, are held out" in told
+    for skill in SKILLS_OF["humanoid"]:
+        words = find_task("humanoid", skill).words
+        assert (len(words.train), len(words.held_out)) == (16, 10)
+    again = 0
+    for family in families:
+        for count in (3, 20, 200):
+            copies = phrasings.with_copies(family.train, count)
+            assert copies[:: count + 1] == list(family.train)
+            assert not phrasings.HELD_OUT & set(copies)
+            rng = np.random.default_rng(0)  # what was no such phrase at once stays what it was
+            for i, copy in enumerate(copies):
+                first = copy if i % (count + 1) == 0 else phrasings.distorted(family.train[i // (count + 1)], rng)
+                assert first == copy or first in phrasings.HELD_OUT
+                again += first != copy
+    assert again > 10
+    assert len(phrasings.with_copies(["get pu"], 50)) == 51  # held out itself, and copied all the same
 
 
 def test_a_policy_is_prompted_with_what_it_learned(dataset: Dataset, tmp_path: Path) -> None:

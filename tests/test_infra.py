@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flexrl import archive, job_rules, snapshots
+from flexrl import archive, job_rules, provenance, snapshots
+from flexrl.lineage import Attempt
 
 ROOT = Path(__file__).parent.parent
 OVERLAYS_AND_TEMPLATES = ("job.yaml", "configmap.yaml", "fetch.yaml", "kind.yaml", "gke.yaml", "kind_cluster.yaml")
@@ -133,6 +135,165 @@ def test_the_dockerfile_is_clean_and_copies_what_is_there() -> None:
     for line in re.findall(r"^COPY (.+) \S+$", path.read_text(), re.MULTILINE):
         for pattern in line.split():
             assert "$" in pattern or list(ROOT.glob(pattern)), pattern
+
+
+def make(target: str, *variables: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """What `make` says of a target where only the programs of `path` are there."""
+    program = shutil.which("make")
+    if program is None:
+        pytest.skip("make is not installed")
+    environment = {"PATH": str(path), "HOME": str(path)}
+    command = [program, "--no-print-directory", target, *variables]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def programs(folder: Path, *names: str) -> Path:
+    """A folder of programs that do nothing, well, and of those that the Makefile's own lines are made of."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    for name in ("make", "sh", "cat", "df", "tail", "tr", "git", "bash", "dirname"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return folder
+
+
+KIND = ("docker", "kind", "kubectl")
+CLOUD = ("terraform", "gcloud")
+DOCKER_IS_MISSING = "docker is not installed: apt install docker.io, or https://docs.docker.com/engine/install/"
+KIND_IS_MISSING = "kind is not installed: go install sigs.k8s.io/kind@latest, or brew install kind"
+KUBECTL_IS_MISSING = "kubectl is not installed: snap install kubectl --classic, or brew install kubectl"
+
+
+@pytest.mark.parametrize(
+    ("target", "there", "variables", "said"),
+    [
+        ("need-cluster", (), [], [DOCKER_IS_MISSING, KIND_IS_MISSING, KUBECTL_IS_MISSING]),
+        ("need-cluster", ("kind", "kubectl"), [], [DOCKER_IS_MISSING]),
+        ("need-cluster", ("docker", "kubectl"), [], [KIND_IS_MISSING]),
+        ("need-cluster", ("docker", "kind"), [], [KUBECTL_IS_MISSING]),
+        ("need-cluster", KIND, [], []),
+        ("cluster-up", (), ["ROOM=0"], [DOCKER_IS_MISSING, KIND_IS_MISSING, KUBECTL_IS_MISSING]),
+        ("cluster-down", ("docker", "kind"), [], [KUBECTL_IS_MISSING]),
+        ("load-image", ("docker", "kubectl"), ["ROOM=0"], [KIND_IS_MISSING]),
+        (
+            "cluster-up",
+            KIND,
+            ["ROOM=999999999"],
+            ["images and a cluster take 999999999: docker system prune makes room"],
+        ),
+        ("build-dev", (), [], ["docker is not installed: https://docs.docker.com/engine/install/"]),
+        ("build-runtime", (), [], ["docker is not installed: https://docs.docker.com/engine/install/"]),
+        ("shell", (), [], ["docker is not installed: https://docs.docker.com/engine/install/"]),
+        ("need-kubectl", (), [], [KUBECTL_IS_MISSING]),
+        (
+            "need-image",
+            (),
+            ["TARGET=none"],
+            ["which image? make load-image (TARGET=kind) or make push-image"],
+        ),
+        ("need-image", (), ["IMAGE=me/it@sha256:ab"], []),
+        ("cloud-plan", ("gcloud",), [], ["terraform is not installed: https://developer.hashicorp.com/terraform/install"]),
+        ("cloud-up", ("terraform",), [], ["gcloud is not installed: https://cloud.google.com/sdk/docs/install"]),
+        ("cloud-plan", CLOUD, [], ["which project? make cloud-plan PROJECT=my-robots-1 STATE=BUCKET"]),
+        (
+            "push-image",
+            CLOUD,
+            ["PROJECT=p"],
+            ["which bucket keeps Terraform's state? make push-image PROJECT="],
+        ),
+        ("kubeconfig", CLOUD, ["PROJECT=p", "STATE=s"], [KUBECTL_IS_MISSING]),
+        ("status", (), [], ["which sweep? make status NAME=half-cheetah-sweep"]),
+        ("report", (), [], ["which sweep? make report NAME=half-cheetah-sweep"]),
+        ("cancel", (), [], ["which sweep? make cancel NAME=half-cheetah-sweep"]),
+    ],
+)
+def test_make_names_what_is_missing_and_what_brings_it(
+    tmp_path: Path, target: str, there: tuple[str, ...], variables: list[str], said: list[str]
+) -> None:
+    done = make(target, *variables, path=programs(tmp_path / "bin", *there))
+    told = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert (done.returncode != 0) == bool(said), done.stderr
+    assert len(told) == len(said), done.stderr
+    for line, start in zip(told, said, strict=True):
+        assert start in line
+
+
+def test_make_runs_what_people_type() -> None:
+    """What a target would run, without running it."""
+    for target, variables, command in (
+        ("train-dt", ["DATA=workspace/mine"], "train_dt.py --name humanoid_dt --config examples/dt_humanoid.yaml --dataset"),
+        ("report", ["NAME=walk"], "submit_sweep.py report walk"),
+        ("cancel", ["NAME=walk"], "submit_sweep.py cancel walk"),
+        ("build-runtime", ["BASE=python:1@sha256:ab"], "docker build --target runtime --build-arg BASE=python:1@sha256:ab"),
+    ):
+        done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert command in done.stdout
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
+    phony = re.search(r"^\.PHONY:((?:.*\\\n)*.*)", text, re.MULTILINE)
+    assert phony is not None
+    assert targets == set(phony[1].replace("\\", " ").split())
+
+
+def test_an_image_says_what_it_was_built_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit, and whether what goes into it was changed since."""
+    here, git = tmp_path / "house", ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(tmp_path / "house")]
+    script = here / "docker" / "commit.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "docker" / "commit.sh", script)
+    for name in ("train.py", "flexrl/rewards.py", "README.md", "requirements.txt", "tests/test_it.py"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("1")
+
+    def said() -> str:
+        return subprocess.run([script], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert said() == "unknown"
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert said() == commit
+    (here / "README.md").write_text("2")  # not in the image
+    (here / "tests" / "test_it.py").write_text("2")
+    assert said() == commit
+    (here / "flexrl" / "new.py").write_text("")  # in it, though git does not know it
+    assert said() == f"{commit}-dirty"
+    (here / "flexrl" / "new.py").unlink()
+    (here / "train.py").write_text("2")
+    assert said() == f"{commit}-dirty"
+    dry = subprocess.run(["make", "-n", "build-runtime"], cwd=ROOT, capture_output=True, text=True, check=True)
+    ours = subprocess.run([ROOT / "docker" / "commit.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    assert f'--build-arg COMMIT="{ours}"' in dry.stdout
+
+    monkeypatch.setenv("FLEXRL_COMMIT", f"{commit}-dirty")  # as in the image, which has no git
+    monkeypatch.setattr(provenance, "_git", lambda root, *arguments: None)
+    version = provenance.code_version(ROOT)
+    assert version == {"git_commit": f"{commit}-dirty", "git_diff_sha256": "not known"}
+    attempt = Attempt.model_validate({"command": "", "start": "2026-01-01T00:00:00Z", "how": "", **version})
+    assert f"code {commit[:10]} with uncommitted changes" in attempt.tell("done")[1]
+
+
+def test_what_images_are_built_upon_is_one_version() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    assert re.findall(r"^ARG BASE=(.+)$", text, re.MULTILINE) == ["python:3.11.14-slim-bookworm"]
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE}", "packages", "packages"]
+    assert "--build-arg BASE=python:3.11.14-slim-bookworm@sha256:" in text  # how a digest is given
+
+
+def test_a_development_container_is_nobody_s_root() -> None:
+    asked = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    dev = (ROOT / "docker" / "Dockerfile").read_text().partition(" AS dev\n")[2].partition("\nFROM ")[0]
+    assert f"useradd --uid 1000 --create-home --shell /bin/bash {asked['remoteUser']}\n" in dev
+    assert "\nUSER 1000:1000\n" in dev
+    assert asked["hostRequirements"] == {"gpu": "optional"}
+    assert "--gpus" not in json.dumps(asked)
+
+
+def test_what_terraform_tells_is_asked_for() -> None:
+    outputs = re.findall(r'^output "(\w+)"', (ROOT / "terraform" / "outputs.tf").read_text(), re.MULTILINE)
+    asked = re.findall(r"(?:\$\(OUTPUT\)|output -json) (\w+)", (ROOT / "Makefile").read_text())
+    assert set(outputs) == {*asked, "bucket"}  # that one people type: docs/CLUSTER.md
 
 
 def test_a_workspace_is_archived_whole_while_runs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

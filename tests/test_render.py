@@ -45,6 +45,20 @@ def test_both_headless_backends_draw_on_this_machine(environ, backend):
     assert not answer, f"{answer}; {render.PACKAGES}"
 
 
+def test_a_fall_back_to_software_is_one_line(environ, capsys):
+    environ.setattr(sys, "platform", "linux")
+    environ.setattr(render, "probe", lambda backend: "OpenGLError: no device" if backend == "egl" else "")
+    assert [render.choose_backend(), render.choose_backend("osmesa")] == ["osmesa", "osmesa"]
+    out, told = capsys.readouterr()
+    assert not out
+    assert told.startswith("drawing with OSMesa, in software: no frame from egl (OpenGLError: no device); libegl1 and, ")
+    assert told.count("\n") == 1
+    render.choose_backend.cache_clear()
+    environ.setattr(render, "probe", lambda backend: "")
+    assert render.choose_backend() == "egl"
+    assert capsys.readouterr().err == ""
+
+
 def test_the_first_backend_that_draws_is_taken(environ):
     tried = []
     environ.setattr(render, "probe", lambda backend: tried.append(backend) or ("no" if backend != "osmesa" else ""))

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from toy_dataset import toy_info, write_toy
 
 import report
-from flexrl import ledger, lineage, plots, provenance, runs, snapshots, statistics, words
+from flexrl import dataset_report, ledger, lineage, plots, provenance, runs, snapshots, statistics, words
 from flexrl.config import Settings, UserError
+from flexrl.motor_settings import MotorSettings
 
 ROOT = Path(__file__).parent.parent
 START, END = "2026-11-20T10:00:00+00:00", "2026-11-20T10:12:00+00:00"
@@ -663,6 +665,41 @@ def test_of_many_attempts_the_first_and_the_last_are_told(in_tmp, monkeypatch, c
     assert "... 48 more attempts ..." in printed
     assert "from step 49" in printed
     assert len(printed.splitlines()) < 10
+
+
+# ---- datasets
+
+
+def test_a_datasets_groups_come_in_its_own_order(tmp_path: Path) -> None:
+    """Skills in that of the world, and for each the policies in that of dataset.yaml: not of their names, nor of chance."""
+    policies, phrases = ["zebra", "ant", "mole", "cat", "owl", "bee"], [("walk", "walk"), ("run", "run")]
+    rows = [{"skill": skill, "goal": skill, "policy": policy} for policy in (3, 0, 5, 4, 1, 2) for skill in (1, 0)]
+    dataset = write_toy(tmp_path / "toy", [1.0] * 12, toy_info(phrases=phrases, policies=policies), rows=rows)
+    groups = [(group.skill, group.policy) for group in dataset_report.groups_of(dataset)]
+    assert groups == [(skill, policy) for skill in ("walk", "run") for policy in policies]
+
+
+def test_a_datasets_contact_sheet_has_a_row_of_frames_for_each_skill(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Of bodies that stand at two heights; frames are 180 pixels wide and high, and eight side by side."""
+    skills = ("stand_still", "walk_forward")
+    world = MotorSettings(task="mixed", skills=dict.fromkeys(skills, 1.0), goal=["one_hot"])
+    state = [0.0, 0.0, 0.0, 1.4, 1.0, *[0.0] * 43]  # time, positions (24 of them, a quaternion among them), velocities
+    info = toy_info(
+        world.model_dump(mode="json"), "humanoid", phrases=[(skill, skill) for skill in skills], seconds_per_step=0.015
+    )
+    info = info.model_copy(update={"state_size": len(state)})
+    rows = [{"skill": i, "goal": i} for i in range(2)]
+    dataset = write_toy(tmp_path / "toy", [1.0, 2.0], info, length=100, rows=rows, state=state)
+    call(monkeypatch, "dataset", dataset.folder)
+    told = capsys.readouterr()
+    assert "200 steps in 2 episodes" in told.out
+    if "no frames: no OpenGL" in told.err:
+        pytest.skip("this machine cannot draw")
+    sheet = np.asarray(Image.open(dataset.folder / "episodes.png"))
+    assert sheet.shape[:2] == (2 * 180, 8 * 180)
+    frames = sheet.reshape(2, 180, 8, 180, -1).swapaxes(1, 2)[..., :3]
+    assert (frames.std(axis=(2, 3)).max(axis=-1) > 5).all()  # none of them is empty
+    assert Image.open(dataset.folder / "returns.png").size[0] > 300
 
 
 # ---- mistakes

@@ -425,7 +425,8 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("replay", "networks", "mlp", "lstm", "on_policy", "ppo", "recurrent_ppo"), 3),
         **dict.fromkeys(("learner_settings", "learners", "dataset", "dataset_writer"), 3),
         **dict.fromkeys(("windows", "dt", "parallel", "offline", "offline_policy"), 3),
-        **dict.fromkeys(("collector", "collection", "dataset_exports", "dataset_report", "offline_training", "training"), 4),
+        **dict.fromkeys(("collector", "collection", "offline_training", "training"), 4),
+        **dict.fromkeys(("dataset_exports", "dataset_imports", "dataset_report"), 4),
         **dict.fromkeys(
             ("policies", "tour", "warm_start", "normaliser", "evaluation", "playing", "lineage", "ledger", "plots"), 4
         ),
@@ -445,7 +446,7 @@ def test_files_import_downward_only() -> None:
             5,
         ),
         **dict.fromkeys(("job_manifests", "job_rules", "local_runner", "cluster", "follower", "fetching"), 5),
-        **dict.fromkeys(("on_cluster", "submission", "archive"), 5),
+        **dict.fromkeys(("dossier", "on_cluster", "submission", "archive"), 5),
     }
     files = {path.stem: path for path in (ROOT / "flexrl").glob("*.py") if path.stem != "__init__"}
     assert set(files) == set(floors)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -18,59 +20,19 @@ from typing import Any
 import kubernetes_validate
 import psutil
 import pytest
-import yaml
+from tiny_sweep import IMAGE, ROOT, TINY, command, submit, trials_of, written
 
 from flexrl import exit_codes, job_manifests, job_rules, machine, snapshots, sweeps, trial
 from flexrl.config import UserError
-from flexrl.early_stopping import StopSettings, given_up, reached
 from flexrl.local_runner import Runner
-from flexrl.rungs import Judge, Rungs
-from flexrl.search import Search
 from flexrl.statistics import interquartile_mean
 from flexrl.sweep_ledger import Attempt, Ledger, Status
 from flexrl.sweep_plan import make_plan
-from flexrl.sweep_settings import Distribution, SearchSettings, load_sweep
-from flexrl.sweeps import Trial, code_digest, expand, identity, rehearsals
-
-ROOT = Path(__file__).parent.parent
-IMAGE = "registry.example/flex-rl@sha256:" + "ab" * 32
-TINY = {
-    "name": "tiny",
-    "set": {
-        "world": {"body": "half_cheetah", "task": "v5", "num_envs": 4},
-        "learner": {"n_steps": 64, "batch_size": 64, "n_epochs": 1},
-        "evaluation": {"every": None, "episodes": 1},
-        "num_steps": 2000,
-        "video": False,
-        "save_every": 0,
-        "log_every": 1,
-    },
-    "grid": {"learner.learning_rate": [1e-4, 1e-3]},
-    "seeds": 2,
-    "resources": {"cpu": 1, "memory": "512Mi"},
-}
-
+from flexrl.sweep_settings import load_sweep
+from flexrl.sweeps import Trial, code_digest, identity, rehearsals
+from flexrl.training import TrainSettings
 
 GAMMAS = {"small": 0.9, "large": 0.95, "as_small": 0.99}
-
-
-def written(folder: Path, **changes: Any) -> Path:
-    path = folder / "tiny.yaml"
-    values = {key: value for key, value in {**TINY, **changes}.items() if value is not None}
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
-
-
-def trials_of(path: Path, **options: Any) -> list[Trial]:
-    return expand(load_sweep(path), path, **options)
-
-
-def submit(path: Path, workspace: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(path, workspace, *options), cwd=ROOT, capture_output=True, text=True, timeout=600)
-
-
-def command(path: Path, workspace: Path, *options: str) -> list[str]:
-    return [sys.executable, "submit_sweep.py", "--sweep", str(path), "--workspace", str(workspace), *options]
 
 
 def test_axes_come_to_every_combination(tmp_path: Path) -> None:
@@ -131,23 +93,49 @@ def test_code_counts_as_what_decides(tmp_path: Path) -> None:
     assert code_digest("train.py", tmp_path) != code_digest("train.py")
 
 
-def test_few_rehearsals_have_every_value_once(tmp_path: Path) -> None:
-    grid = {"learner.gamma": [0.9, 0.95, 0.99], "learner.n_epochs": [1, 2, 3], "learner.ent_coef": [0.0, 0.1, 0.2]}
-    trials = trials_of(written(tmp_path, grid=grid))
-    chosen = rehearsals(trials)
-    assert len(chosen) == 3
-    for key, values in grid.items():
-        assert {t.point[key] for t in chosen} == set(values)
+def pairs_of(trials: list[Trial]) -> set[tuple[tuple[str, str], ...]]:
+    """Every two values of different axes that some trial has together."""
+    points = [sorted((key, str(value)) for key, value in t.point.items()) for t in trials]
+    return {pair for point in points for pair in itertools.combinations(point, 2)}
 
 
-def test_what_is_no_number_is_rehearsed_in_pairs(tmp_path: Path) -> None:
-    """A network may not fit the snapshot that another axis begins with."""
-    grid = {"learner.policy_kwargs.net_arch": [[8], [16]], "video": [True, False], "learner.gamma": [0.9, 0.95, 0.99]}
-    trials = trials_of(written(tmp_path, grid=grid))
+def test_few_rehearsals_have_every_two_values_together(tmp_path: Path) -> None:
+    """Numbers with numbers and with words: a network may not fit the snapshot that another axis begins with."""
+    grid = {"learner.gamma": [0.9, 0.95, 0.99], "learner.n_epochs": [1, 2, 3], "video": [True, False]}
+    trials = trials_of(written(tmp_path, grid=grid, zip={"learner.policy_kwargs.net_arch": [[8], [16], [8, 8]]}))
     chosen = rehearsals(trials)
-    pairs = {(str(t.point["learner.policy_kwargs.net_arch"]), t.point["video"]) for t in chosen}
-    assert len(chosen) == len(pairs) == 4
-    assert {t.point["learner.gamma"] for t in chosen} == {0.9, 0.95, 0.99}
+    assert len(trials) == 3 * 3 * 2 * 3 * 2  # with the seeds
+    assert pairs_of(chosen) == pairs_of(trials)
+    assert 9 <= len(chosen) <= 12
+    one = trials_of(written(tmp_path, grid=None))
+    assert rehearsals(one) == one[:1]
+    assert rehearsals([]) == []
+
+
+def test_of_many_numbers_the_ends_and_ranges_are_rehearsed(tmp_path: Path) -> None:
+    axes = {"learner.gamma": {"uniform": [0.9, 0.99]}, "learner.ent_coef": {"uniform": [0, 1]}}
+    axes["learner.learning_rate"] = {"log_uniform": [1e-5, 1e-2]}
+    trials = trials_of(written(tmp_path, grid=None, seeds=1, random={"n": 300, "axes": axes}))
+    chosen = rehearsals(trials)
+    assert 60 < len(chosen) < 200  # three times eight ranges with eight: 64 at least
+    for key in axes:
+        values, tried = sorted(t.point[key] for t in trials), {t.point[key] for t in chosen}
+        assert {values[0], values[-1]} <= tried
+        for i in range(8):  # each eighth of them
+            assert tried & set(values[1 + i * 298 // 8 + 1 : 1 + (i + 1) * 298 // 8])
+
+
+def test_a_pair_of_numbers_that_cannot_be_built_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a verb that takes each of two values, but not both together."""
+
+    def check(settings: TrainSettings, is_new: bool) -> None:
+        if settings.learner.n_epochs == 3 and settings.learner.ent_coef == 0.1:
+            raise UserError("learner: cannot be built")
+
+    monkeypatch.setitem(sweeps.VERBS, "train.py", dataclasses.replace(sweeps.VERBS["train.py"], rehearse=check))
+    path = written(tmp_path, grid={"learner.n_epochs": [1, 2, 3], "learner.ent_coef": [0.0, 0.1, 0.2]})
+    with pytest.raises(UserError, match=r"tiny.yaml: n_epochs=3 ent_coef=0.1 seed=0: learner: cannot be built"):
+        sweeps.rehearse(load_sweep(path), trials_of(path), path)
 
 
 def test_what_chooses_comes_first_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -188,6 +176,14 @@ def test_what_is_drawn_twice_is_run_once(tmp_path: Path) -> None:
         ({"random": {"n": 2, "axes": {"learner.gamma": {}}}}, "expected one of uniform, log_uniform, whole or choice"),
         ({"config": "nothing.yaml"}, "nothing.yaml: no such file"),
         ({"verb": "trian.py"}, "did you mean 'train.py'?"),
+        (
+            {"verb": "finetune_llm.py"},
+            "verb: a sweep runs train.py, collect.py, train_dt.py, play.py, and no other verb; found 'finetune_llm.py'",
+        ),
+        (
+            {"grid": None, "seeds": 1000, "search": {"n": 10_000, "axes": {"learner.gamma": {"uniform": [0.9, 0.99]}}}},
+            "comes to 10,000,000 trials; add --yes",
+        ),
         ({"seeds": 0}, "seeds: expected how many seeds"),
         ({"metric": "eval/retrun"}, "did you mean 'eval/return'?"),
         ({"metric": "speed"}, "metric: expected a metric of metrics.jsonl"),
@@ -208,6 +204,16 @@ def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], said: st
     assert said in str(caught.value)
     assert str(tmp_path) in str(caught.value) or "nowhere" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_two_trials_of_one_name_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begins with nothing, the other with a snapshot of that name."""
+    monkeypatch.chdir(tmp_path)
+    snapshots.write(Path("null"), {"policy.safetensors": b""})
+    with pytest.raises(UserError) as caught:
+        trials_of(written(tmp_path, grid={"init_from": [None, "null"]}))
+    called = "two trials would be called 'init_from=null seed=0'; give their axes other values"
+    assert str(caught.value) == f"{tmp_path / 'tiny.yaml'}: {called}"
 
 
 def test_what_cannot_be_built_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -358,6 +364,7 @@ def test_trials_that_take_different_machines_have_jobs_of_their_own(tmp_path: Pa
     monkeypatch.setattr(Ledger, "result_of", lambda self, trial: "made")
     for job in (small, large):
         job.container["command"] = ["python", str(script)]
+    assert Runner([small, large], {}, ledger, at_a_time=1).slots == 1
     runner = Runner([small, large], {}, ledger)
     assert runner.slots == 3
     assert runner.run()
@@ -368,6 +375,36 @@ def test_trials_that_take_different_machines_have_jobs_of_their_own(tmp_path: Pa
         taken += sign * (6 if cores == 2 else 2)  # GiB
         most = max(most, taken)
     assert most == 8
+
+
+def test_parallelism_bounds_all_jobs_together(tmp_path: Path) -> None:
+    """Here the runner counts; on a cluster each Job runs by itself, so they share it out."""
+    kinds = [{"name": f"m{n}", "set": {"learner.gamma": 0.9 + n / 100}, "resources": {"memory": f"{n}Gi"}} for n in (1, 2, 3)]
+    path = written(tmp_path, grid=None, list=kinds, include=[{"name": "m1", "learner.n_epochs": 2}], seeds=5, parallelism=7)
+    sweep, trials = load_sweep(path), trials_of(path)
+    shares = [job.spec["parallelism"] for job in job_manifests.render(sweep, trials, "gke", IMAGE)]
+    assert shares == [3, 2, 2]  # of 10, 5 and 5 trials
+    for parallelism, sizes in ((3, [1, 10, 1]), (5, [1, 10, 1]), (100, [2, 3]), (8, [1]), (9, [3, 1, 400, 50])):
+        shares = job_manifests.share_out(parallelism, sizes)
+        assert sum(shares) == min(parallelism, sum(sizes))
+        assert all(1 <= share <= size for share, size in zip(shares, sizes, strict=True))
+    few = sweep.model_copy(update={"parallelism": 2})
+    with pytest.raises(UserError) as caught:
+        job_manifests.render(few, trials, "kind", IMAGE)
+    kinds_of = "its trials take 3 kinds of resources, each a Job that runs one at least"
+    assert str(caught.value) == f"tiny: parallelism: 2, but {kinds_of}; write 3 or more"
+    planned = submit(written(tmp_path, grid=None, list=kinds, seeds=2, parallelism=1), tmp_path / "w", "--plan")
+    assert planned.returncode == 0, planned.stderr
+    jobs = job_manifests.render(few, trials, "local")
+    assert Runner(jobs, {}, Ledger(tmp_path / "sweep"), at_a_time=few.parallelism).slots <= 2
+
+
+def test_what_a_job_was_submitted_from_is_not_told_of_its_image(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    [one] = job_manifests.render(load_sweep(path), trials_of(path, image=IMAGE), "gke", IMAGE, "abc-dirty")
+    metadata = one.job["metadata"]
+    assert metadata["annotations"]["flex-rl/submitted-from"] == "abc-dirty"
+    assert not any("commit" in key or "version" in key for key in {**metadata["annotations"], **metadata["labels"]})
 
 
 def test_what_a_plan_says_of_time_counts_evaluations_and_saves(tmp_path: Path) -> None:
@@ -610,131 +647,25 @@ def test_verbs_are_those_that_stand_in_the_root() -> None:
     assert all((ROOT / name).is_file() for name in sweeps.VERBS)
 
 
-def curve(level: float, end: int = 900) -> list[tuple[float, float]]:
-    return [(step, level * step) for step in range(100, end + 1, 100)]
+def test_two_files_do_not_share_a_ledger(tmp_path: Path) -> None:
+    folder = tmp_path / "w" / "sweeps" / "a-b"
+    for name in ("a_b.yaml", "a-b.yaml"):
+        written(tmp_path, name=None, seeds=1).rename(tmp_path / name)
+    path = tmp_path / "a_b.yaml"
+    assert load_sweep(path).name == load_sweep(tmp_path / "a-b.yaml").name == "a-b"
+    Ledger(folder).submit(load_sweep(path), trials_of(path), None, path)
+    assert submit(path, tmp_path / "w", "--plan").returncode == 0
+    other = submit(tmp_path / "a-b.yaml", tmp_path / "w", "--plan")
+    holds = f"{folder} holds the sweep of a_b.yaml, which has the same name"
+    cure = f"write another name, or remove {folder / 'file'} if it is the same sweep"
+    assert (other.returncode, other.stderr) == (2, f"{tmp_path / 'a-b.yaml'}: name: {holds}; {cure}\n")
 
 
-def lost(settings: StopSettings, curves: dict[str, list[list[tuple[float, float]]]], maximize: bool = True) -> set[str]:
-    """The points that are given up, by the curves of each point's seeds."""
-    scores: dict[int, dict[str, list[float]]] = {}
-    for name, seeds in curves.items():
-        for each in seeds:
-            for rung, value in reached(settings, each).items():
-                scores.setdefault(rung, {}).setdefault(name, []).append(value)
-    return given_up(settings, scores, maximize)
-
-
-def test_a_point_is_given_up_only_where_its_interval_is_below() -> None:
-    clear = {"good": [curve(1.0), curve(1.01), curve(1.02)], "bad": [curve(0.1), curve(0.11), curve(0.12)]}
-    asha = StopSettings(min_steps=300, factor=3)
-    assert lost(asha, clear) == {"bad"}
-    assert lost(asha, clear, maximize=False) == {"good"}
-    unsure = {"good": clear["good"], "bad": [curve(0.1), curve(0.5), curve(1.5)]}  # its interval reaches over the other
-    assert lost(asha, unsure) == set()
-    one_seed = {"good": clear["good"], "bad": [curve(0.1)]}
-    assert lost(asha, one_seed) == set()
-    early = {name: [c[:2] for c in seeds] for name, seeds in clear.items()}  # nobody has reached the first rung
-    assert lost(asha, early) == set()
-    alone = StopSettings(min_steps=300, factor=2, over_seeds=False)
-    assert lost(alone, {str(i): [curve(i)] for i in range(1, 7)}) == {"1", "2", "3"}
-    median = StopSettings(rule="median", min_steps=300, over_seeds=False)
-    assert lost(median, {str(i): [curve(i)] for i in range(1, 6)}) == {"1", "2"}
-
-
-def test_trials_see_for_themselves_that_they_are_given_up(tmp_path: Path) -> None:
-    """By small files in the sweep's folder: those that run, those that have not begun, those that a kill has cut."""
-    points = {"a0": "a", "a1": "a", "b0": "b", "b1": "b"}
-    told = Rungs(tmp_path, StopSettings(min_steps=300), "eval/return", True, points).document()
-    judges = {key: Judge(Rungs.read(tmp_path, json.loads(json.dumps(told))), key, 1000) for key in points}
-    for key in points:
-        (tmp_path / "trials" / key).mkdir(parents=True)
-
-    def write(key: str, level: float, end: int) -> None:
-        lines = [json.dumps({"step": step, "eval/return": value}) for step, value in curve(level, end)]
-        (tmp_path / "trials" / key / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 990, "eval/ret']))
-
-    write("a0", 1.0, 900)
-    write("a1", 1.01, 200)
-    write("b0", 0.1, 300)
-    assert not any(judge.is_given_up() for judge in judges.values())
-    assert sorted(path.name for path in (tmp_path / "rungs" / "eval%2Freturn" / "300").iterdir()) == ["a0", "b0"]
-    write("a1", 1.01, 100)  # it was cut, and goes on from before
-    assert not judges["a1"].is_given_up()
-    write("a1", 1.01, 400)
-    write("b1", 0.12, 300)
-    judges["a1"].is_given_up()
-    judges["b1"].is_given_up()
-    assert {key for key, judge in judges.items() if judge.is_given_up()} == {"b0", "b1"}
-    write("b1", 0.12, 400)  # a trial that is over is given up no more
-    assert not Judge(Rungs.read(tmp_path, told), "b1", 400).is_given_up()
-    patient = Rungs(tmp_path, StopSettings(min_steps=350), "eval/return", True, points)  # another rule has rungs of its own
-    assert not patient.look()
-    (tmp_path / "rungs" / "eval%2Freturn" / "300" / "b0").write_text("")
-    assert not Judge(Rungs.read(tmp_path, told), "b1", 1000).is_given_up()  # a damaged one costs a look, not the trial
-    stranger = Rungs.read(tmp_path, told | {"points": {"c0": "c", "c1": "c"}})  # other trials of the same folder
-    assert not stranger.look()
-
-
-def test_a_sweep_gives_up_what_falls_behind(tmp_path: Path) -> None:
-    """Judged by a metric that is known beforehand: the learning rate. The better rate comes first and is whole."""
-    changes = {"set": {**TINY["set"], "num_steps": 20_000, "save_every": 30}, "grid": {"learner.learning_rate": [1e-3, 1e-4]}}
-    path = written(tmp_path, **changes, metric="train/learning_rate", stop={"min_steps": 1000, "over_seeds": False})
-    done = submit(path, tmp_path / "workspace")
-    assert done.returncode == 0, done.stdout + done.stderr
-    ledger = Ledger(tmp_path / "workspace" / "sweeps" / "tiny")
-    for entry in ledger.entries().values():
-        status, step = ledger.status(entry.id), ledger.step_of(entry.id)
-        if entry.point["learner.learning_rate"] == 1e-3:
-            assert (status.state, step) == ("done", 20_224)
-        else:
-            assert status.state == "given up"
-            assert 1000 <= step < 20_000
-            assert status.attempts[-1].how == "given up: others of the sweep do better"
-    again = submit(path, tmp_path / "workspace")
-    assert "= 4 done" in again.stdout
-    whole = submit(written(tmp_path, **changes, metric="train/learning_rate"), tmp_path / "workspace")  # without the rule
-    assert whole.returncode == 0, whole.stderr
-    assert "2 done" in whole.stdout
-    assert {ledger.status(key).state for key in ledger.entries()} == {"done"}
-    assert {ledger.step_of(key) for key in ledger.entries()} == {20_224}
-
-
-def test_a_search_goes_where_it_is_better_and_goes_on_alike(tmp_path: Path) -> None:
-    axes = {"x": Distribution(uniform=(-4.0, 4.0)), "kind": Distribution(choice=[[1], [2, 3]])}
-    settings = SearchSettings(n=24, at_a_time=3, axes=axes)
-
-    def run(folder: Path, rounds_at_once: int) -> list[dict[str, Any]]:
-        """A search that is opened anew every so many rounds."""
-        while True:
-            search = Search(settings, folder, maximize=True)
-            for _ in range(rounds_at_once):
-                points = search.points()
-                if search.is_over:
-                    return points
-                search.tell({i: -((p["x"] - 1.0) ** 2) - len(p["kind"]) for i, p in enumerate(points) if i != 4})
-
-    whole, stopped = run(tmp_path / "whole", 100), run(tmp_path / "stopped", 1)
-    assert whole == stopped
-    assert len(whole) == 24
-    early, late = ([abs(p["x"] - 1.0) for p in part] for part in (whole[:10], whole[14:]))
-    assert sum(late) / len(late) < 0.7 * sum(early) / len(early)
-    with pytest.raises(UserError, match="its search has other axes; give the sweep another name"):
-        Search(SearchSettings(n=24, axes={"x": Distribution(uniform=(-1.0, 1.0))}), tmp_path / "whole", maximize=True)
-
-
-def test_a_sweep_searches(tmp_path: Path) -> None:
-    axes = {"learner.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
-    path = written(tmp_path, grid=None, seeds=1, metric="train/learning_rate", search={"n": 5, "at_a_time": 2, "axes": axes})
-    done = submit(path, tmp_path / "workspace")
-    assert done.returncode == 0, done.stdout + done.stderr
-    ledger = Ledger(tmp_path / "workspace" / "sweeps" / "tiny")
-    assert len(ledger.entries()) == 5
-    assert all(ledger.status(key).state == "done" for key in ledger.entries())
-    again = submit(path, tmp_path / "workspace")
-    assert "= 5 done" in again.stdout
-    both = submit(written(tmp_path, search={"n": 5, "axes": axes}), tmp_path / "workspace")
-    assert both.returncode == 2
-    assert "search: chooses all points itself" in both.stderr
+def test_chaos_is_of_this_machine(tmp_path: Path) -> None:
+    for target, image in (("kind", "flex-rl:sha256-abcdef012345"), ("gke", IMAGE)):
+        done = submit(written(tmp_path), tmp_path, "--target", target, "--image", image, "--chaos", "kill=0.2")
+        line = f"--chaos: kills processes of this machine, not pods of {target}; write --target local\n"
+        assert (done.returncode, done.stderr) == (2, line)
 
 
 def test_evaluations_can_be_swept(tmp_path: Path) -> None:

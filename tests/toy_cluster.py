@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlparse
 
 import kubernetes_validate
 from kubernetes import client
+from toy_api import Handler, refusal
 
 from flexrl import job_rules
 from flexrl.cluster import Cluster
 from flexrl.follower import INDEX_LABEL, JOB_LABEL
 
-PLURALS = {"jobs": "Job", "configmaps": "ConfigMap", "pods": "Pod", "resourcequotas": "ResourceQuota"}
+FEW_TICKS, MOST_TICKS = 3, 200  # that a pod which vanishes runs for
 
 
 class ToyCluster:
-    """Runs a Job's pods one `tick` at a time; `plan` says how each attempt of an index ends: an exit code, 'disrupted', or the
-    last words of a pod that ends well.
+    """Runs a Job's pods one `tick` at a time; `plan` says how each attempt of an index ends: an exit code, 'disrupted', the
+    last words of a pod that ends well, or 'vanishes' (it is gone with its machine, of an even index once somebody has seen
+    it run, of an odd one soon).
 
-    `faults` by number of the request: 429, 500, 503, 'drop' (the connection breaks before anything is done), 'late' (it is
-    done, and the answer is lost), 'cut' (a watch breaks after its first event), 'restart' (nobody answers for a while, and
-    then old versions are unknown: a watch from one is told 410, as its first event).
+    `faults` by number of the request: 409 (a conflict), 429, 500, 503, 'drop' (the connection breaks before anything is done),
+    'late' (it is done, and the answer is lost), 'cut' (a watch breaks after its first event), 'restart' (nobody answers for a
+    while, and then old versions are unknown: a watch from one is told 410, as its first event).
     """
 
     def __init__(self, plan: Callable[[int, int], int | str], faults: dict[int, Any] | None = None) -> None:
@@ -38,6 +38,10 @@ class ToyCluster:
         self.version, self.num_requests, self.created = 0, 0, []
         self.logs: dict[str, str] = {}
         self.allowed, self.has_namespace = True, True
+        self.denied: set[str] = set()  # rights that one has not, such as 'create pods/exec'
+        self.refused: dict[str, int] = {}  # HTTP status that whoever asks for a plural is told
+        self.ages: dict[str, int] = {}  # ticks that pods which vanish have run for
+        self.seen: set[str] = set()  # pods that somebody was told of while they ran
         self.attempts: dict[tuple[str, int], int] = {}
         self.over: dict[str, tuple[set[int], set[int]]] = {}  # by Job: indexes that are done, and that failed
         self.counts: dict[str, dict[int, int]] = {}  # by Job: failures of each index that count
@@ -49,7 +53,7 @@ class ToyCluster:
         self.read: set[str] = set()
         self.stopped = threading.Event()
         self.away_until = 0.0  # monotonic s: the server restarts
-        handler = type("Handler", (_Handler,), {"cluster": self})
+        handler = type("TheHandler", (Handler,), {"cluster": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.threads = [
@@ -142,7 +146,8 @@ class ToyCluster:
         name = f"{job}-{index}-{number}"
         labels = {JOB_LABEL: job, INDEX_LABEL: str(index)}
         metadata = {"name": name, "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"}
-        self.objects["pods", name] = {"metadata": metadata, "spec": {"containers": []}, "status": {"phase": "Pending"}}
+        spec = {"nodeName": f"node-{number}", "containers": []}
+        self.objects["pods", name] = {"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
         self._tell("ADDED", self.objects["pods", name])
 
     def _finish(self, job: dict[str, Any], pod: dict[str, Any], done: set[int], failed: set[int]) -> None:
@@ -150,6 +155,9 @@ class ToyCluster:
         name = pod["metadata"]["name"]
         number = int(name.rsplit("-", 1)[1])
         outcome = self.plan(index, number)
+        if outcome == "vanishes":
+            self._age(index, name)
+            return
         is_told = isinstance(outcome, str) and outcome != "disrupted"
         code = 137 if outcome == "disrupted" else 0 if is_told else int(outcome)
         self.logs[name] += f"ends with {outcome}\n"
@@ -159,16 +167,67 @@ class ToyCluster:
         pod["status"] = {"phase": "Failed" if code else "Succeeded", "containerStatuses": [container]}
         if outcome == "disrupted":
             pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True"}]
+            self._report(name, "TaintManagerEviction", "Marking for deletion Pod")
         self._tell("MODIFIED", pod)
         counts = self.counts.setdefault(job["metadata"]["name"], {})
         if code == 0:
             done.add(index)
-        elif code == 2:
+            return
+        action = judge(job["spec"], pod["status"])
+        if action == "FailIndex":
             failed.add(index)
-        elif outcome != "disrupted" and code != 143:
+        elif action == "Count":
             counts[index] = counts.get(index, 0) + 1
             if counts[index] > job["spec"]["backoffLimitPerIndex"]:
                 failed.add(index)
+
+    def _report(self, pod: str, reason: str, message: str) -> None:
+        """An event of a pod."""
+        name = f"{pod}.{self.version:x}"
+        about = {"kind": "Pod", "name": pod, "namespace": "flex-rl"}
+        told = {"type": "Warning", "reason": reason, "message": message, "lastTimestamp": "2026-01-01T00:00:01Z", "count": 1}
+        self.objects["events", name] = {"metadata": {"name": name, "namespace": "flex-rl"}, "involvedObject": about, **told}
+
+    def _age(self, index: int, name: str) -> None:
+        """A pod whose machine goes; nobody hears its last words, and the Job's controller starts another, uncounted."""
+        self.ages[name] = self.ages.get(name, 0) + 1
+        is_late = self.ages[name] > (MOST_TICKS if index % 2 == 0 else FEW_TICKS)
+        if is_late or (index % 2 == 0 and name in self.seen):
+            self._report(name, "NodeNotReady", "Node is not ready")
+            self.delete("pods", name)
+
+    def note_seen(self, pod: dict[str, Any]) -> None:
+        """Somebody was told of it."""
+        if pod["status"].get("phase") == "Running":
+            self.seen.add(pod["metadata"]["name"])
+
+    def delete(self, plural: str, name: str) -> dict[str, Any]:
+        """And what belongs to it, as the garbage collector does: a Job's pods, and ConfigMaps that name it as their owner."""
+        gone = self.objects.pop((plural, name))
+        if plural == "pods":
+            self._tell("DELETED", gone)
+        if plural == "jobs":  # another of its name begins anew
+            self.over.pop(name, None)
+            self.counts.pop(name, None)
+        for (kind, other), o in list(self.objects.items()):
+            owners = [owner["uid"] for owner in o["metadata"].get("ownerReferences", [])]
+            is_pod = plural == "jobs" and kind == "pods" and o["metadata"]["labels"].get(JOB_LABEL) == name
+            if is_pod or ("uid" in gone["metadata"] and gone["metadata"]["uid"] in owners):
+                self.delete(kind, other)
+        return gone
+
+    def remove_finished(self) -> list[str]:
+        """The Jobs that are over, as their TTL does; their names."""
+        with self.lock:
+            jobs = [o for (kind, _), o in self.objects.items() if kind == "jobs"]
+            over = [
+                job["metadata"]["name"]
+                for job in jobs
+                if any(c["type"] in ("Complete", "Failed") for c in job["status"].get("conditions", []))
+            ]
+            for name in over:
+                self.delete("jobs", name)
+        return over
 
     def _tell(self, kind: str, pod: dict[str, Any]) -> None:
         self.version += 1
@@ -178,12 +237,13 @@ class ToyCluster:
         kubernetes_validate.validate(body, "1.34", strict=True)
         name = body["metadata"]["name"]
         if (plural, name) in self.objects:
-            return 409, _refusal(409, f'{plural} "{name}" already exists')
+            return 409, refusal(409, f'{plural} "{name}" already exists', "AlreadyExists")
         if plural == "jobs":
             wrong = job_rules.problems(body)
             if wrong:
-                return 422, _refusal(422, wrong[0])
+                return 422, refusal(422, wrong[0])
             body["status"] = {}
+            body["metadata"]["uid"] = f"uid-{len(self.created)}"
         if plural == "pods":  # one that no Job has made
             body["status"] = {"phase": "Running"}
         self.objects[plural, name] = body
@@ -191,122 +251,21 @@ class ToyCluster:
         return 201, body
 
 
-def _refusal(code: int, message: str) -> dict[str, Any]:
-    return {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+def judge(spec: dict[str, Any], status: dict[str, Any]) -> str:
+    """What the Job's controller does about a pod that failed: the action of its policy's first rule that matches, or Count.
 
-
-class _Handler(BaseHTTPRequestHandler):
-    cluster: ToyCluster
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        return
-
-    def _answer(self, code: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def _break(self) -> None:
-        self.close_connection = True
-        self.connection.close()
-
-    def _handle(self) -> None:
-        cluster = self.cluster
-        length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else {}
-        with cluster.lock:
-            cluster.num_requests += 1
-            fault = cluster.faults.get(cluster.num_requests)
-        try:
-            if fault == "restart":
-                with cluster.lock:
-                    cluster.restart()
-                self._break()
-            elif fault == "drop" or cluster.is_away:
-                self._break()
-            elif isinstance(fault, int):
-                self._answer(fault, _refusal(fault, "not now"), {"Retry-After": "1"} if fault == 429 else None)
-            elif "watch=true" in self.path.lower():
-                self._watch(cut=fault is not None)
-            else:
-                with cluster.lock:
-                    code, answer = self._act(body)
-                    content = answer if isinstance(answer, str) else json.loads(json.dumps(answer))
-                if fault == "late":
-                    self._break()
-                else:
-                    self._answer(code, content)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # the client has left
-
-    do_GET = do_POST = do_DELETE = do_PATCH = _handle
-
-    def _act(self, body: dict[str, Any]) -> tuple[int, Any]:
-        cluster, url = self.cluster, urlparse(self.path)
-        parts = url.path.strip("/").split("/")
-        if "selfsubjectaccessreviews" in parts:
-            return 201, {**body, "status": {"allowed": cluster.allowed}}
-        parts = parts[parts.index("namespaces") + 2 :]
-        if parts[0] == "serviceaccounts":
-            return (
-                (200, {"metadata": {"name": parts[1]}})
-                if cluster.has_namespace
-                else (404, _refusal(404, "serviceaccounts not found"))
-            )
-        plural, name = parts[0], parts[1] if len(parts) > 1 else None
-        if self.command == "POST":
-            return cluster.create(plural, body)
-        if name is None:
-            return 200, {
-                "kind": PLURALS[plural] + "List",
-                "metadata": {"resourceVersion": str(cluster.version)},
-                "items": self._chosen(plural, url.query),
-            }
-        if (plural, name) not in cluster.objects:
-            return 404, _refusal(404, f'{plural} "{name}" not found')
-        if parts[-1] == "log":
-            if cluster.objects[plural, name]["status"]["phase"] in ("Succeeded", "Failed"):
-                cluster.read.add(name)
-            return 200, cluster.logs.get(name, "")
-        if self.command == "DELETE":
-            gone = cluster.objects.pop((plural, name))
-            return 200, gone if plural == "pods" else {"kind": "Status", "status": "Success"}
-        return 200, cluster.objects[plural, name]
-
-    def _chosen(self, plural: str, query: str) -> list[dict[str, Any]]:
-        selector = parse_qs(query).get("labelSelector", [""])[0]
-        found = [o for (kind, _), o in self.cluster.objects.items() if kind == plural]
-        several = re.fullmatch(r"(\S+) in \((.*)\)", selector)
-        label, values = (several[1], several[2]) if several else selector.partition("=")[::2]
-        return [o for o in found if not label or o["metadata"].get("labels", {}).get(label) in values.split(",")]
-
-    def _watch(self, cut: bool) -> None:
-        query = parse_qs(urlparse(self.path).query)
-        seen = int(query.get("resourceVersion", ["0"])[0])
-        until = time.monotonic() + float(query.get("timeoutSeconds", ["10"])[0])
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.close_connection = True
-        if seen < self.cluster.oldest:
-            gone = _refusal(410, "too old resource version")
-            self.wfile.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
-            return
-        while time.monotonic() < until and not self.cluster.stopped.is_set() and not self.cluster.is_away:
-            with self.cluster.lock:
-                fresh = [event for event in self.cluster.events if event[0] > seen]
-            for version, kind, pod in fresh:
-                seen = version
-                self.wfile.write(json.dumps({"type": kind, "object": pod}).encode() + b"\n")
-                self.wfile.flush()
-                if cut:
-                    self._break()
-                    return
-            time.sleep(0.005)
+    After pod_failure_policy.go of Kubernetes: of containers only exit codes that are not 0 are looked at; of a pod's
+    conditions one that has the type and the status suffices.
+    """
+    codes = {c["name"]: c["state"]["terminated"]["exitCode"] for c in status["containerStatuses"]}
+    conditions = [(c["type"], c["status"]) for c in status.get("conditions", [])]
+    for rule in spec["podFailurePolicy"]["rules"]:
+        on_codes, on_conditions = rule.get("onExitCodes"), rule.get("onPodConditions", [])
+        if on_codes is not None:
+            looked_at = [code for name, code in codes.items() if code != 0 and on_codes.get("containerName", name) == name]
+            is_in = on_codes["operator"] == "In"
+            if any((code in on_codes["values"]) == is_in for code in looked_at):
+                return str(rule["action"])
+        if any((c["type"], c.get("status", "True")) in conditions for c in on_conditions):
+            return str(rule["action"])
+    return "Count"

@@ -1,0 +1,138 @@
+"""One of Minari's datasets as ours: opened and checked before anything is written, there whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pyarrow as pa
+
+from flexrl.config import UserError
+from flexrl.dataset import DATASET, UNKNOWN, Array, BlockInfo, DatasetInfo, PolicyInfo, read_info
+from flexrl.dataset_exports import need
+from flexrl.dataset_writer import DatasetWriter
+from flexrl.worlds import recorded_world, why
+
+SHARD_STEPS = 65_536
+# what Minari raises of files that are damaged, of another version, or of a format whose package is not installed
+CANNOT_READ = (ValueError, KeyError, TypeError, IndexError, AssertionError, ImportError, OSError, pa.ArrowException)
+
+
+def import_minari(source: Path, folder: Path, env: str | None = None) -> DatasetInfo:
+    """Writes Minari's dataset in `source` (its folder, or the `data` in it) as ours to `folder`, which is new or empty.
+
+    `env`: the environment that it is of, in place of the one that it names. UserError for what cannot be taken over, and then
+    `folder` is as it was.
+    """
+    theirs = open_minari(source)
+    info = describe(source, theirs, env)
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
+    try:
+        temporary.mkdir(parents=True)
+        writer = DatasetWriter(temporary, info, SHARD_STEPS, cure="make room, and import it again")
+        writer.set_state(None)
+        for steps, row in episodes_of(source, theirs):
+            writer.add(steps, row)
+            if writer.is_full:
+                writer.flush()
+        writer.finish()
+        temporary.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another place with --workspace") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return read_info(folder / DATASET)
+
+
+def open_minari(source: Path) -> Any:
+    """Minari's dataset; UserError if there is none, or none that it can read."""
+    minari = need("minari", "minari[arrow]")
+    if not source.is_dir():
+        raise UserError(f"--import-minari {source}: no such folder")
+    data = source if (source / "metadata.json").is_file() else source / "data"
+    if not (data / "metadata.json").is_file():
+        raise UserError(f"--import-minari {source}: is no Minari dataset (it has no metadata.json)")
+    try:
+        theirs = minari.MinariDataset(data)
+        num_episodes = theirs.total_episodes
+    except (*CANNOT_READ, gymnasium.error.Error) as error:
+        raise UserError(f"--import-minari {source}: cannot be read: {why(error)}") from None
+    if num_episodes == 0:
+        raise UserError(f"--import-minari {source}: has no episodes")
+    return theirs
+
+
+def describe(source: Path, theirs: Any, env: str | None) -> DatasetInfo:
+    """What our dataset.yaml says of it; UserError if its spaces, or the environment that is asked for, do not fit."""
+    spaces = theirs.observation_space, theirs.action_space
+    for name, space in zip(("observations", "actions"), spaces, strict=True):
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+            raise UserError(f"--import-minari {source}: its {name} are no vectors of numbers ({type(space).__name__})")
+    observation, action = spaces
+    world: dict[str, Any] = {"kind": "gymnasium", "id": env, "kwargs": {}}
+    if env is not None:
+        try:
+            recorded_world(world)
+        except ValueError as error:
+            raise UserError(f"--env {env}: {why(error)}") from None
+    elif theirs.env_spec is not None:
+        world |= {"id": theirs.env_spec.id, "kwargs": theirs.env_spec.kwargs}
+    return DatasetInfo(
+        world=world,
+        body=None,
+        seconds_per_step=None,
+        observation=(BlockInfo(name="observation", size=observation.shape[0]),),
+        action_size=action.shape[0],
+        action_low=tuple(map(float, action.low)),
+        action_high=tuple(map(float, action.high)),
+        state_size=0,
+        skills=(),
+        phrases=(),
+        policies=(PolicyInfo(path=f"minari:{theirs.spec.dataset_id}", sha256=None, weight=1.0, stochastic=False),),
+        noise=(0.0,),
+        seed=0,
+    )
+
+
+def episodes_of(source: Path, theirs: Any) -> Iterator[tuple[dict[str, Array], dict[str, Any]]]:
+    """Its episodes one after the other: steps by column, and the row in the table; UserError if one cannot be read."""
+    try:
+        for episode in theirs.iterate_episodes():
+            yield _episode_of(episode)
+    except CANNOT_READ as error:
+        raise UserError(f"--import-minari {source}: cannot be read: {why(error)}") from None
+
+
+def _episode_of(episode: Any) -> tuple[dict[str, Array], dict[str, Any]]:
+    length = len(episode.rewards)
+    steps: dict[str, Array] = {
+        "observation": np.asarray(episode.observations[:length], np.float32),
+        "action": np.asarray(episode.actions, np.float32),
+        "intended": np.asarray(episode.actions, np.float32),
+        "reward": np.asarray(episode.rewards, np.float32),
+        "terminated": np.asarray(episode.terminations, bool),
+        "truncated": np.asarray(episode.truncations, bool),
+        "skill": np.zeros(length, np.int16),
+        "goal": np.zeros(length, np.int16),
+        "command": np.zeros((length, 3), np.float32),
+    }
+    row = {
+        "seed": -1,
+        "number": int(episode.id),
+        "skill": UNKNOWN,
+        "goal": UNKNOWN,
+        "num_switches": 0,
+        "policy": 0,
+        "noise": 0.0,
+        "episode_return": float(np.sum(episode.rewards)),
+        "success": float("nan"),
+        "terminated": bool(steps["terminated"][-1]),
+        "cut": False,
+        "final_observation": np.asarray(episode.observations[length], np.float32),
+    }
+    return steps, row
