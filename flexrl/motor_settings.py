@@ -187,8 +187,8 @@ def _command(task: Task, command: Command, ranges: CommandRanges, where: str) ->
     for key in given:
         if isinstance(task.reset, FallenPoses) or task.name == "v5" or (task.body == "half_cheetah" and key != "speed"):
             raise ValueError(f"{where}.{key}: {task.name} of the {task.body} is asked for no {key}; leave it away")
-    ranges: dict[str, Any] = {key: _range(f"{where}.{key}", value) for key, value in given.items()}
-    return replace(command, **ranges)
+    changes: dict[str, Any] = {key: _range(f"{where}.{key}", value) for key, value in given.items()}
+    return replace(command, **changes)
 
 
 def _range(where: str, value: float | Range) -> Range:
