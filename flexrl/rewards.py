@@ -111,6 +111,16 @@ def gait(state: State) -> Array:
     return np.exp(-np.square((state.foot_clearance - asked) / 0.05)).mean(axis=1)
 
 
+def swing(state: State) -> Array:
+    """How far the swinging foot is lifted of what `gait` asks, as a share of FOOT_CLEARANCE, in [0, 1].
+
+    `gait` tells a foot that drags next to nothing: 12 cm below what is asked it is flat. This one grows evenly.
+    """
+    sin = state.clock[:, 0]
+    asked = FOOT_CLEARANCE * np.maximum(columns(sin, -sin), 0.0)
+    return np.sum(np.clip(state.foot_clearance, 0.0, asked), axis=1) / FOOT_CLEARANCE
+
+
 def stride(state: State) -> Array:
     """How well the feet swing to and fro with the clock, in [0, 1]: steps as long as the asked speed needs.
 

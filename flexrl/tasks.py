@@ -153,6 +153,7 @@ LOCOMOTION: dict[r.Term, float] = {
     r.on_place: 0.5,
     r.alive: 3.0,
     r.gait: 1.5,
+    r.swing: 0.0,  # from nothing the clock is enough; what goes on from a walk and would shuffle asks for it in YAML
     r.stride: 0.5,
     r.slip: -0.5,
     r.action_rate: -0.02,
@@ -163,7 +164,7 @@ LOCOMOTION: dict[r.Term, float] = {
 
 # Without a clock: a body on two points corrects its place by small steps of its own.
 STANDING: dict[r.Term, float] = {
-    **{term: weight for term, weight in LOCOMOTION.items() if term not in (r.headway, r.gait, r.stride)},
+    **{term: weight for term, weight in LOCOMOTION.items() if term not in (r.headway, r.gait, r.swing, r.stride)},
     r.on_place: 3.0,
 }
 
@@ -231,6 +232,7 @@ TASKS = [
             r.upright: 0.5,
             r.alive: 3.0,
             r.gait: 1.5,
+            r.swing: 0.0,
             r.stride: 1.5,
             r.slip: -0.5,
             r.action_rate: -0.02,

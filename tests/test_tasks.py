@@ -91,6 +91,17 @@ def test_gait_asks_for_the_right_foot_first() -> None:
     assert rewards.gait(swapped)[0] < 0.01
 
 
+@pytest.mark.parametrize(("right", "left", "score"), [(0.03, 0.12, 0.25), (0.2, 0.0, 1.0), (-0.01, 0.0, 0.0)])
+def test_swing_grows_evenly_with_the_lift_of_the_swinging_foot(right: float, left: float, score: float) -> None:
+    """At mid-swing of the right foot, of which 12 cm are asked; the left one does not count."""
+    radius = state_at().physics.foot_radius
+    feet = np.array([[[0.0, -0.1, radius[0] + right], [0.0, 0.1, radius[1] + left]]])
+    state = state_at(time=np.array([0.25 / 1.5]), foot_position=feet)
+    assert rewards.swing(state)[0] == pytest.approx(score)
+    standing = state_at(time=np.array([0.25 / 1.5]), foot_position=feet, command=np.zeros((1, 3)))
+    assert rewards.swing(standing)[0] == 0.0
+
+
 def test_healthy_is_between_one_and_two_metres() -> None:
     heights = {0.99: True, 1.01: False, 1.99: False, 2.01: True}
     for height, fallen in heights.items():
