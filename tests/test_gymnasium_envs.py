@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -51,6 +54,18 @@ def test_infos_tell_when_another_command_is_drawn() -> None:
         changes.append(info["goal_changed"])
     assert sum(changes) == 3
     env.close()
+
+
+def test_plain_sb3_trains_on_them_as_readme_says() -> None:
+    root = Path(__file__).resolve().parent.parent
+    _, _, rest = (root / "README.md").read_text(encoding="utf-8").partition("The same bodies are Gymnasium environments")
+    snippet = rest.partition("```python\n")[2].partition("```")[0]
+    assert "learn(10_000)" in snippet
+    short = snippet.replace("learn(10_000)", "learn(1)")  # one rollout, of 2,048 steps
+    done = subprocess.run([sys.executable, "-c", short], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "total_timesteps" in done.stdout
+    assert "ep_rew_mean" in done.stdout
 
 
 def test_it_renders() -> None:
