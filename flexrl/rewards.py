@@ -114,11 +114,12 @@ def gait(state: State) -> Array:
 def swing(state: State) -> Array:
     """How far the swinging foot is lifted of what `gait` asks, as a share of FOOT_CLEARANCE, in [0, 1].
 
-    `gait` tells a foot that drags next to nothing: 12 cm below what is asked it is flat. This one grows evenly.
+    `gait` tells a foot that drags next to nothing: 12 cm below what is asked it is flat. This one grows evenly up to that
+    height, and falls evenly above it, to nothing at twice as much: a foot that is lifted for its own sake steps too high.
     """
     sin = state.clock[:, 0]
     asked = FOOT_CLEARANCE * np.maximum(columns(sin, -sin), 0.0)
-    return np.sum(np.clip(state.foot_clearance, 0.0, asked), axis=1) / FOOT_CLEARANCE
+    return np.sum(np.maximum(asked - np.abs(state.foot_clearance - asked), 0.0), axis=1) / FOOT_CLEARANCE
 
 
 def stride(state: State) -> Array:

@@ -91,8 +91,12 @@ def test_gait_asks_for_the_right_foot_first() -> None:
     assert rewards.gait(swapped)[0] < 0.01
 
 
-@pytest.mark.parametrize(("right", "left", "score"), [(0.03, 0.12, 0.25), (0.2, 0.0, 1.0), (-0.01, 0.0, 0.0)])
-def test_swing_grows_evenly_with_the_lift_of_the_swinging_foot(right: float, left: float, score: float) -> None:
+@pytest.mark.parametrize(
+    ("right", "left", "score"), [(0.03, 0.12, 0.25), (0.12, 0.0, 1.0), (0.18, 0.0, 0.5), (0.3, 0.0, 0.0), (-0.01, 0.0, 0.0)]
+)
+def test_swing_grows_evenly_with_the_lift_of_the_swinging_foot_up_to_what_is_asked(
+    right: float, left: float, score: float
+) -> None:
     """At mid-swing of the right foot, of which 12 cm are asked; the left one does not count."""
     radius = state_at().physics.foot_radius
     feet = np.array([[[0.0, -0.1, radius[0] + right], [0.0, 0.1, radius[1] + left]]])
