@@ -21,7 +21,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"video": "false", "evaluation.every": "null", "evaluation.episodes": "8"}
-JOINING = 420.0  # s that the last training is left, at least
+JOINING = 660.0  # s that the last training is left, at least
 ENDING = 25.0  # s that a training takes to save and to evaluate, once it is asked to leave
 
 
