@@ -17,6 +17,7 @@ import submit_sweep
 from flexrl import fetching, on_cluster, submission
 from flexrl.config import UserError
 from flexrl.follower import Follower
+from flexrl.job_manifests import TrialJob
 from flexrl.sweep_ledger import Ledger
 from flexrl.sweep_settings import SweepSettings
 from flexrl.sweeps import Trial
@@ -50,6 +51,14 @@ def reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[ToyClust
 Reach = Callable[[ToyCluster], None]
 
 
+def submit_held(toy: ToyCluster, jobs: list[TrialJob], ledger: Ledger) -> None:
+    """Its pods print their first lines and stay at that."""
+    ledger.note_jobs(jobs, "toy")
+    toy.held = True
+    toy.client().submit(jobs)
+    until(lambda: len(toy.logs) == sum(len(job.trials) for job in jobs))
+
+
 def test_what_finished_unseen_is_noted_before_it_is_cancelled(tmp_path: Path, reach: Reach) -> None:
     jobs, trials, ledger = a_sweep(tmp_path, 2)
     with ToyCluster(lambda index, number: 0) as toy:
@@ -67,10 +76,7 @@ def test_what_a_cancelled_pod_has_printed_is_kept(tmp_path: Path, reach: Reach) 
     jobs, trials, ledger = a_sweep(tmp_path, 1)
     with ToyCluster(lambda index, number: 0) as toy:
         reach(toy)
-        ledger.note_jobs(jobs, "toy")
-        toy.held = True
-        toy.client().submit(jobs)
-        until(lambda: toy.logs)
+        submit_held(toy, jobs, ledger)
         on_cluster.cancel("tiny", ledger)
     assert ledger.log_of(trials[0], 0).read_text() == f"begins\n{VANISHED}"
     assert ledger.status(trials[0]).state == "waiting"
@@ -102,10 +108,8 @@ def test_a_cluster_that_is_no_more_is_told_once(tmp_path: Path, reach: Reach, ca
     jobs, trials, ledger = a_sweep(tmp_path, 2)
     with ToyCluster(lambda index, number: 0) as toy:
         reach(toy)
-        toy.held = True
-        toy.client().submit(jobs)
+        submit_held(toy, jobs, ledger)
         ledger.note_jobs(jobs, "kind-flex-rl")
-        until(lambda: len(toy.logs) == 2)
         Follower(toy.client(), jobs, ledger).look()
         assert [ledger.status(key).state for key in trials] == ["running"] * 2
         on_cluster.catch_up(ledger, "gke")
@@ -142,10 +146,7 @@ def test_a_job_that_its_ttl_removed_unseen_is_told(tmp_path: Path, reach: Reach,
     jobs, trials, ledger = a_sweep(tmp_path, 2)
     with ToyCluster(lambda index, number: 0) as toy:
         reach(toy)
-        ledger.note_jobs(jobs, "toy")
-        toy.held = True
-        toy.client().submit(jobs)
-        until(lambda: len(toy.logs) == 2)
+        submit_held(toy, jobs, ledger)
         on_cluster.look(ledger)
         toy.held = False
         until(lambda: is_over(toy, jobs[0].name))
