@@ -25,9 +25,14 @@ JOINING = 660.0  # s that the last training is left, at least
 ENDING = 25.0  # s that a training takes to save and to evaluate, once it is asked to leave
 
 
+def told(path: Path) -> Path:
+    """As it is written into commands and lineage: from the project's root where it lies in there."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def start(name: str, config: str, workspace: Path, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
     """A training in the background; its log is <workspace>/<name>.log."""
-    command = [sys.executable, "train.py", "--name", name, "--config", f"examples/{config}.yaml", "--workspace", str(workspace)]
+    command = [sys.executable, "train.py", "--name", name, "--config", f"examples/{config}.yaml", "--workspace", str(told(workspace))]
     command += [part for key, value in {**SHARED, **settings}.items() for part in ("--set", f"{key}={value}")]
     with (workspace / f"{name}.log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -56,13 +61,13 @@ def main() -> None:
     workspace.mkdir(parents=True)
     begin = time.monotonic()
     end = begin + arguments.minutes * 60 - ENDING
-    told = begin
+    last = begin
 
     def tell(what: str) -> None:
-        nonlocal told
+        nonlocal last
         now = time.monotonic()
-        print(f"{what:<28} {(now - told) / 60:5.1f} min   {(now - begin) / 60:5.1f} in all", flush=True)
-        told = now
+        print(f"{what:<28} {(now - last) / 60:5.1f} min   {(now - begin) / 60:5.1f} in all", flush=True)
+        last = now
 
     def train(name: str, **more: object) -> subprocess.Popen[bytes]:
         config = f"humanoid_{name}"
@@ -71,7 +76,7 @@ def main() -> None:
         return start(name, config, workspace, {"seed": arguments.seed, "num_steps": int(steps * share), **more})
 
     def latest(name: str) -> Path:
-        return workspace / name / "latest"
+        return told(workspace) / name / "latest"
 
     wait(train("walk_forward"), end)
     tell("walk_forward")
