@@ -1,7 +1,7 @@
 """All eight skills of the humanoid from nothing, by the clock: the walk, then feet and getting up side by side, then as one.
 
     python bench/hour.py --workspace workspace/hour
-    python bench/skills.py --model workspace/hour/joined/latest --repeats 0      # what came of it
+    python bench/skills.py --model workspace/hour/joined/latest      # what came of it
 
 The bar is 60 minutes on two cores, every skill at 90 %. A training that takes longer is stopped in time, as it is then; on a
 slower machine `--share 0.6` gives each that share of its steps.
@@ -32,7 +32,8 @@ def told(path: Path) -> Path:
 
 def start(name: str, config: str, workspace: Path, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
     """A training in the background; its log is <workspace>/<name>.log."""
-    command = [sys.executable, "train.py", "--name", name, "--config", f"examples/{config}.yaml", "--workspace", str(told(workspace))]
+    command = [sys.executable, "train.py", "--name", name, "--config", f"examples/{config}.yaml"]
+    command += ["--workspace", str(told(workspace))]
     command += [part for key, value in {**SHARED, **settings}.items() for part in ("--set", f"{key}={value}")]
     with (workspace / f"{name}.log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
