@@ -152,7 +152,7 @@ need-cloud:
 cloud-plan: need-cloud  ## what Terraform would build on Google's cloud (PROJECT=... STATE=BUCKET)
 	terraform -chdir=terraform plan -var project=$(PROJECT) $(ARGS)
 
-cloud-up: need-cloud  ## build it: cluster, pools from zero machines, bucket, registry
+cloud-up: need-cloud  ## build it: cluster, one machine for its system, pools from zero machines, bucket, registry
 	terraform -chdir=terraform apply -var project=$(PROJECT) $(ARGS)
 
 cloud-down: need-cloud  ## take it away again, once the workspace's disk is gone; the bucket stays
@@ -183,7 +183,7 @@ push-image: need-cloud build-runtime  ## bring the runtime image into that proje
 	echo "submit with: make sweep TARGET=gke, or --target gke --image $$(cat workspace/.gke_image)"
 
 archive: TARGET = gke
-archive: need-cloud  ## copy the cluster's workspace into the bucket, now and every night (as cloud-down takes its disk away)
+archive: need-cloud  ## copy the cluster's workspace into the bucket, now and every night (before its disk is deleted for cloud-down)
 	@$(MAKE) --no-print-directory TARGET=gke need-image need-kubectl
 	$(OUTPUT) archive > workspace/.gke_archive.yaml && $(AT_GKE) apply -f workspace/.gke_archive.yaml
 	$(AT_GKE) -n flex-rl set image cronjob/archive archive=$(DIGEST)

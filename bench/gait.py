@@ -1,6 +1,6 @@
 """How a policy moves, in figures: what a look at the frames would call dragging, skating, shaking. v5 physics.
 
-    python bench/gait.py examples/pretrained/humanoid_skills workspace/hour/all/latest
+    python bench/gait.py examples/pretrained/humanoid_skills workspace/hour/joined/latest
 
 For each skill on two feet, over the seconds 2 to 6 of eight episodes: how fast soles slide that are on the ground (median
 m/s; a sole is there when it is lower than 2 cm), how high a foot is lifted in the middle of its swing (median cm), how far

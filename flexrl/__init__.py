@@ -1,1 +1,1 @@
-"""The small shared module of all scripts: `ls flexrl` shows what there is."""
+"""What the verbs share, one file a noun: docs/ARCHITECTURE.md says what each is."""

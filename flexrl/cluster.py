@@ -129,7 +129,7 @@ class Cluster:
                 distrust = DISTRUST.search(str(error.reason)) if error.status == BROKEN_TLS else None
                 if distrust is not None:
                     said = " ".join(distrust[0].split())
-                    how = "make kubeconfig (GKE) or make cluster-up (Kind) writes its kubeconfig anew"
+                    how = "make kubeconfig (GKE) or kind export kubeconfig --name flex-rl (Kind) writes its kubeconfig anew"
                     raise UserError(f"{self.api.configuration.host}: is not trusted ({said}); {how}") from None
                 if not is_passing(error):
                     raise

@@ -157,7 +157,7 @@ class Physics:
         else:  # zero after a reset, as in Gymnasium; stays zero where no task asks for it
             self.cfrc_ext = np.zeros((num_envs, self.model.nbody, 6))
         self._data = mujoco.MjData(self.model)
-        self._default_qpos, self._default_qvel = self._data.qpos.copy(), self._data.qvel.copy()
+        self._default_qpos = self._data.qpos.copy()
         self._mass = self.model.body_mass[:, None, None].copy()  # (nbody, num_envs or 1, 1) kg
         self.torso = self.model.body("torso").id
         # (nv,) N m for the control range's unit, 0 for the root; of the plain motors, whatever drives the joints

@@ -125,7 +125,7 @@ def swing(state: State) -> Array:
 def stride(state: State) -> Array:
     """How well the feet swing to and fro with the clock, in [0, 1]: steps as long as the asked speed needs.
 
-    In half a cycle the body goes target_speed / (2 gait_frequency) metres, which is how far the swinging foot must land
+    In half a cycle the body goes the asked speed / (2 gait_frequency) metres, which is how far the swinging foot must land
     ahead of the other; the right one lifts off behind and lands ahead half a cycle later. 30 cm off it scores e^-1.
     """
     step = state.command[:, 0] / np.maximum(2 * state.gait_frequency, 1e-6)  # m
@@ -135,7 +135,7 @@ def stride(state: State) -> Array:
 def slip(state: State) -> Array:
     """How fast the feet that are on the ground slide, each from 0 to 1, a half at 0.5 m/s: without it a walk skates.
 
-    It saturates, because a body that does not walk yet flails: the plain square made steps too dear to be found.
+    It saturates, because a body that does not walk yet flails: the plain square would make its first steps too dear.
     """
     squared = np.sum(np.square(state.foot_velocity[:, :, 0:2]), axis=2)
     return np.sum(squared / (squared + 0.25) * (state.foot_clearance < STANDING_CLEARANCE), axis=1)

@@ -96,11 +96,6 @@ class Task:
     posture: Mapping[str, float] = field(default_factory=dict)  # rad: angles asked of joints, 0 for those left out
     total: Callable[[Array], Array] = field(default=sum_terms)  # of the weighted terms, (num_terms, num_envs)
 
-    @property
-    def term_names(self) -> list[str]:
-        """The reward terms' names, in the table's order."""
-        return [term.__name__ for term in self.rewards]
-
 
 def walks_at_speed(measures: Measures, fell: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """No fall, and the mean speed within 0.15 m/s of the asked one, the mean yaw rate within 0.15 rad/s."""

@@ -76,11 +76,6 @@ class WindowSampler:
         return int(self._ends[-1])
 
     @property
-    def num_episodes(self) -> int:
-        """That are selected."""
-        return len(self._ends)
-
-    @property
     def body_size(self) -> int:
         """Entries of the observation that show the body."""
         return len(self._body_columns)

@@ -62,7 +62,7 @@ resource "google_container_cluster" "main" {
 locals {
   labels = { app = "flex-rl", managed-by = "terraform" }
 
-  # each from zero: what nobody uses costs nothing
+  # but for the system's, each from zero: what nobody uses costs nothing
   pools = {
     system  = { machine_type = "e2-standard-4", min = 1, max = 3, spot = false, gpus = 0 }
     cpu     = { machine_type = var.cpu_pool.machine_type, min = 0, max = var.cpu_pool.max_nodes, spot = var.cpu_pool.spot, gpus = 0 }

@@ -86,7 +86,7 @@ def test_a_certificate_that_is_not_trusted_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(UserError) as caught:
         cluster.call(ask)
-    how = "make kubeconfig (GKE) or make cluster-up (Kind) writes its kubeconfig anew"
+    how = "make kubeconfig (GKE) or kind export kubeconfig --name flex-rl (Kind) writes its kubeconfig anew"
     said = "is not trusted (certificate verify failed: self-signed certificate)"
     assert str(caught.value) == f"https://10.0.0.1: {said}; {how}"
     assert len(num_asked) == 1  # it would be no better the next time

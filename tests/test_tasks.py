@@ -118,7 +118,7 @@ def test_every_task_runs_and_its_terms_add_up() -> None:
         obs = batch.reset(np.arange(2))
         assert obs.shape == (2, *batch.observation_space.shape)
         result = batch.step(np.zeros((2, *batch.action_space.shape), np.float32))
-        assert result.terms.shape == (len(task.term_names), 2)
+        assert result.terms.shape == (len(task.rewards), 2)
         np.testing.assert_allclose(result.terms.sum(axis=0), result.reward)
         for term in task.rewards:
             assert term.__doc__
