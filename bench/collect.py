@@ -3,7 +3,7 @@
     python bench/collect.py                      # rates, about 15 minutes (--alone: without Minari, 6)
     python bench/collect.py --memory 5_000_000   # peak memory and bytes a step of a long collection, and opening it
 
-`rate`: collect.py with humanoid_skills_ppo, beside the same policy stepping the same world with nothing kept, turn by turn.
+`rate`: collect.py with humanoid_skills, beside the same policy stepping the same world with nothing kept, turn by turn.
 `minari`: a policy of Humanoid-v5's own observations, in Gymnasium's environment under DataCollector and in ours, in v5 and in
 fast physics (`pip install 'minari[create]'` first: DataCollector needs jax).
 """
@@ -35,7 +35,7 @@ from flexrl.windows import WindowSampler
 from flexrl.worlds import make_world
 
 ROOT = Path(__file__).resolve().parent.parent
-SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
 
 
 def collected(settings: CollectSettings, folder: Path) -> float:

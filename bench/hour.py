@@ -12,30 +12,22 @@ from __future__ import annotations
 import argparse
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from trainings import ROOT, command_of, told
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"video": "false", "evaluation.every": "null", "evaluation.episodes": "8"}
 JOINING = 660.0  # s that the last training is left, at least
 ENDING = 25.0  # s that a training takes to save and to evaluate, once it is asked to leave
 
 
-def told(path: Path) -> Path:
-    """As it is written into commands and lineage: from the project's root where it lies in there."""
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
 def start(name: str, config: str, workspace: Path, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
     """A training in the background; its log is <workspace>/<name>.log."""
-    command = [sys.executable, "train.py", "--name", name, "--config", f"examples/{config}.yaml"]
-    command += ["--workspace", str(told(workspace))]
-    command += [part for key, value in {**SHARED, **settings}.items() for part in ("--set", f"{key}={value}")]
     with (workspace / f"{name}.log").open("wb") as log:
+        command = command_of(name, config, workspace, {**SHARED, **settings})
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
 

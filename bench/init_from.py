@@ -14,50 +14,38 @@ import argparse
 import json
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from trainings import ROOT, command_of
+
 BAR = 0.6
-SHARED = {"evaluation.every": "500_000", "evaluation.episodes": "40", "video": "false"}
+EVALUATION = {"evaluation.every": "500_000", "evaluation.episodes": "40"}
 
 
-def command_of(name: str, config: str, workspace: Path, threads: int | None, settings: Mapping[str, object]) -> list[str]:
-    """A training of examples/<config>.yaml."""
-    if threads:
-        settings = {**settings, "torch_threads": threads, "world.num_threads": threads}
-    command = [sys.executable, "train.py", "--name", name, "--config", f"examples/{config}.yaml", "--workspace", str(workspace)]
-    return command + [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-
-
-def phase_1(seed: int, threads: int | None, workspace: Path) -> str:
+def phase_1(shared: Mapping[str, object], workspace: Path) -> str:
     """What it learned."""
-    settings = {"seed": seed, "video": "false", "evaluation.every": "null"}
-    subprocess.run(
-        command_of(f"phase_1_{seed}", "humanoid_pretrain", workspace, threads, settings),
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    return str(workspace / f"phase_1_{seed}" / "latest")
+    name = f"phase_1_{shared['seed']}"
+    command = command_of(name, "humanoid_pretrain", workspace, {**shared, "evaluation.every": "null"})
+    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(f"{' '.join(command)}: failed")
+    return str(workspace / name / "latest")
 
 
 def steps_to(
-    success: float, at_most: int, parent: str | None, seed: int, threads: int | None, workspace: Path
+    success: float, at_most: int, parent: str | None, shared: Mapping[str, object], workspace: Path
 ) -> tuple[int | None, float]:
     """Env steps of the first evaluation with that success (None if there was none), and the best success seen.
 
     The run's own length, and with it its learning rates, is that of the example; it is stopped after `at_most` steps.
     """
-    name = f"{'from_scratch' if parent is None else 'from_parent'}_{seed}"
-    settings = {**SHARED, "seed": seed, "init_from": parent or "null"}
-    command = command_of(name, "humanoid_skills", workspace, threads, settings)
+    name = f"{'from_scratch' if parent is None else 'from_parent'}_{shared['seed']}"
+    command = command_of(name, "humanoid_skills", workspace, {**EVALUATION, **shared, "init_from": parent or "null"})
     metrics, rows = workspace / name / "metrics.jsonl", []
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    log = workspace / f"{name}.log"
+    with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT) as process:
         while process.poll() is None:
             time.sleep(1)
             lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
@@ -66,7 +54,7 @@ def steps_to(
                 process.send_signal(signal.SIGINT)
                 break
     if not rows:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}, nothing was trained")
+        raise SystemExit(f"{' '.join(command)}: nothing was trained\n{log.read_text()}")
     scores = {row["step"]: row["eval/success"] for row in rows if "eval/success" in row}
     for step, score in scores.items():
         print(f"  {name} {step:>10,} steps  success {score:.0%}", flush=True)
@@ -81,18 +69,21 @@ def main() -> None:
     parser.add_argument("--parent", help="a snapshot to go on from, in place of one trained by phase 1")
     parser.add_argument("--threads", type=int, help="of torch and of physics; as many as there are cores without")
     arguments = parser.parse_args()
+    origin = arguments.parent or "phase 1"
+    threads = {"torch_threads": arguments.threads, "world.num_threads": arguments.threads} if arguments.threads else {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
-            parent = arguments.parent or phase_1(seed, arguments.threads, Path(folder))
-            steps, best = steps_to(arguments.success, arguments.at_most, parent, seed, arguments.threads, Path(folder))
+            shared = {"seed": seed, "video": "false", **threads}
+            parent = arguments.parent or phase_1(shared, Path(folder))
+            steps, best = steps_to(arguments.success, arguments.at_most, parent, shared, Path(folder))
             if steps is None:
-                print(f"seed {seed}: from phase 1 not in {arguments.at_most:,} steps (best {best:.0%})", flush=True)
+                print(f"seed {seed}: from {origin} not in {arguments.at_most:,} steps (best {best:.0%})", flush=True)
                 continue
             enough = int(steps / BAR)
-            scratch, best = steps_to(arguments.success, enough, None, seed, arguments.threads, Path(folder))
+            scratch, best = steps_to(arguments.success, enough, None, shared, Path(folder))
             told = f"{scratch:,}" if scratch else f"more than {enough:,} (best {best:.0%})"
             ratio = f"{steps / scratch:.2f}" if scratch else f"less than {BAR}"
-            print(f"seed {seed}: {steps:,} steps from phase 1, {told} from scratch: {ratio} x (bar {BAR})", flush=True)
+            print(f"seed {seed}: {steps:,} steps from {origin}, {told} from scratch: {ratio} x (bar {BAR})", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Commands that flip in the middle of an episode: who complies how fast, how closely, and how often it falls. v5 physics.
 
-    python bench/switching.py examples/pretrained/humanoid_merged workspace/gcbc_humanoid/best workspace/dt_humanoid/best
+    python bench/switching.py examples/pretrained/humanoid_skills workspace/gcbc_humanoid/best workspace/dt_humanoid/best
     python bench/switching.py workspace/dt_humanoid/best --prompt words,command,place
 
 All ordered pairs of the skills, changed after 4 s, as in bench/skills.py. `complies`: seconds from the change until forward

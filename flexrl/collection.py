@@ -49,7 +49,7 @@ class ModelSettings(Settings):
     target_return: float | None = None
     # the parts of its goal that a Decision Transformer is shown, such as [words, command]; null: all
     prompt: list[str] | None = None
-    # snapshots that act in its place while a skill is asked for: {follow: workspace/humanoid_quiet/best}
+    # snapshots that act in its place while a skill is asked for: {follow: workspace/humanoid_up/best}
     experts: dict[SkillName, str] = {}
     # whose actions are written to `intended` where this one has acted (DAgger, Ross et al. 2011); null: its own, before noise
     teacher: TeacherSettings | None = None

@@ -29,7 +29,7 @@ from flexrl.policies import load_policy, open_snapshot
 from flexrl.worlds import closing, make_world
 
 ROOT = Path(__file__).parent.parent
-SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
 SMALL = ("num_envs=8", "num_threads=1", "switch=[0.5, 1.5]", "noise=[0, 0.3]")
 
 
@@ -281,7 +281,7 @@ class ToyEnv(gymnasium.Env):
         (["switch=[1, 2]"], "switch: only a mixed world has several skills; write null"),
         (["skills={walk_forward: 1}"], "skills: this world has no skill 'walk_forward' to weigh"),
         (
-            ["models=[{path: examples/pretrained/humanoid_walk}, {path: examples/pretrained/humanoid_skills_ppo}]"],
+            ["models=[{path: examples/pretrained/humanoid_walk}, {path: examples/pretrained/humanoid_skills}]"],
             "was trained with",
         ),
         (["models=[{path: examples/pretrained/humanoid_walk, weight: 1000}, {path: zero}]"], "would have no simulation"),

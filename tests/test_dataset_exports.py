@@ -25,7 +25,7 @@ from flexrl.dataset_exports import export_minari
 from flexrl.offline_training import TrainDTSettings, rehearse
 
 ROOT = Path(__file__).parent.parent
-SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
 
 
 def collect(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

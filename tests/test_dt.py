@@ -29,7 +29,7 @@ from flexrl.text_encoders import NUM_FEATURES, find_encoder
 from flexrl.windows import WindowSampler, split
 
 ROOT = Path(__file__).parent.parent
-SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills_ppo"
+SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
 SIZES = Sizes(body=5, goal=(3, 2), action=2, has_return=True, context=6, max_time=50, layers=2, heads=2, width=16, dropout=0.0)
 
 
