@@ -2,11 +2,11 @@
 
     python bench/dt.py
 
-Same sizes (K=20, 3 layers, 1 head, width 128, dropout 0.1), same batches of 64 windows of three tokens a step, AdamW, gradients
-clipped at 0.25, in float32, GELU. Ours and Hugging Face's draw the same windows from the same dataset, by our sampler; CORL's
-loop is written after its dt.py: windows one after the other from episodes in memory, a DataLoader without workers, PyTorch's
-MultiheadAttention under a mask. Acting: 64 simulations side by side; Hugging Face's model reads the whole context for each
-decision.
+Same sizes (K=20, 3 layers, 1 head, width 128, dropout 0.1), same batches of 64 windows of three tokens a step, AdamW,
+gradients clipped at 0.25, in float32, GELU; ours in mixed precision, too (`precision: bfloat16`). Ours and Hugging Face's draw
+the same windows from the same dataset, by our sampler; CORL's loop is written after its dt.py: windows one after the other
+from episodes in memory, a DataLoader without workers, PyTorch's MultiheadAttention under a mask. Acting: 64 simulations side
+by side; Hugging Face's model reads the whole context for each decision.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def some_dataset(workspace: Path) -> Dataset:
     return open_dataset(workspace / "walk")
 
 
-def our_learner(dataset: Dataset) -> OfflineLearner:
+def our_learner(dataset: Dataset, precision: str) -> OfflineLearner:
     sampler = WindowSampler([dataset], [np.ones(len(dataset.episodes), bool)], [], K)
     model = make_model(DTSettings(context=K, layers=LAYERS, heads=HEADS, width=WIDTH, dropout=DROPOUT), sampler)
     return OfflineLearner(
@@ -58,7 +58,7 @@ def our_learner(dataset: Dataset) -> OfflineLearner:
         weight_decay=1e-4,
         max_grad_norm=0.25,
         hide=0.0,
-        precision="float32",
+        precision=precision,
         compiled=False,
         device=torch.device("cpu"),
         seed=0,
@@ -251,10 +251,11 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
         dataset = some_dataset(Path(temporary))
-        learner = our_learner(dataset)
+        learner = our_learner(dataset, "float32")
         peer = hugging_face_model(learner)
         updates = {
             "ours": learner.improve,
+            "ours in bfloat16": our_learner(dataset, "bfloat16").improve,
             "Hugging Face": hugging_face_update(learner, peer),
             "CORL": corl_update(learner),
         }
@@ -267,8 +268,9 @@ def main() -> None:
             told = ", ".join(f"{name} {values[-1]:,.0f}" for name, values in found.items())
             print(f"tokens/s: {told}; decisions/s: ours {acting[-1][0]:,.0f}, Hugging Face {acting[-1][1]:,.0f}", flush=True)
         for name in ("Hugging Face", "CORL"):
-            ratios = [ours / its for ours, its in zip(found["ours"], found[name], strict=True)]
-            print(f"training, ours / {name}: {statistics.median(ratios):.2f} (median of {arguments.repeats})")
+            for who in ("ours", "ours in bfloat16"):
+                ratios = [ours / its for ours, its in zip(found[who], found[name], strict=True)]
+                print(f"training, {who} / {name}: {statistics.median(ratios):.2f} (median of {arguments.repeats})")
         print(f"acting, ours / Hugging Face: {statistics.median(a / b for a, b in acting):.2f} (median of {arguments.repeats})")
 
 

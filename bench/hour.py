@@ -1,7 +1,7 @@
 """All eight skills of the humanoid from nothing, by the clock: the walk, then feet and getting up side by side, then as one.
 
     python bench/hour.py --workspace workspace/hour
-    python bench/skills.py --model workspace/hour/joined/latest      # what came of it
+    python bench/skills.py --model workspace/hour/changes/latest     # what came of it
 
 The bar is 60 minutes on two cores, every skill at 90 %. A training that takes longer is stopped in time, as it is then; on a
 slower machine `--share 0.6` gives each that share of its steps.
@@ -20,7 +20,8 @@ import yaml
 from trainings import ROOT, command_of, told
 
 SHARED = {"video": "false", "evaluation.every": "null", "evaluation.episodes": "8"}
-JOINING = 660.0  # s that the last training is left, at least
+JOINING = 660.0  # s that the last two trainings are left, at least
+CHANGING = 240.0  # s of them that the last one is left
 ENDING = 25.0  # s that a training takes to save and to evaluate, once it is asked to leave
 
 
@@ -83,8 +84,10 @@ def main() -> None:
     finally:
         up.terminate()
     tell("up")
-    wait(train("joined", init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}"), end)
+    wait(train("joined", init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}"), end - CHANGING)
     tell("joined")
+    wait(train("changes", init_from=latest("joined")), end)
+    tell("changes")
 
 
 if __name__ == "__main__":

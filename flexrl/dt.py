@@ -153,6 +153,9 @@ class Block(nn.Module):
         On a CPU torch has no fused attention with dropout; written out, its dropout is ours.
         """
         dropout = self.drop_seen.p if self.training else 0.0
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # torch's way back through it takes five times as long in halves
+            with torch.autocast("cpu", enabled=False):
+                return self._attend(q.float(), k.float(), v.float(), mask)
         if q.device.type != "cpu" or not dropout:
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
         if mask is None:

@@ -55,8 +55,8 @@ class TrainSettings(Settings):
     learner: LearnerSettings = SETTINGS["ppo"]()
     # a snapshot to begin with, such as workspace/pretrained/best; what it did not see (a goal) may be added; null: none
     init_from: str | None = None
-    # other snapshots whose network a skill of learner.apart begins with: {recover: workspace/get_up/latest}
-    init_apart: dict[str, str] = {}
+    # other snapshots whose network a skill of learner.apart begins with: {recover: workspace/up/best}; null: init_from's
+    init_apart: dict[str, str | None] = {}
     # running mean and variance of observations, and scale of returns
     normalize_observations: bool = True
     normalize_rewards: bool = True
@@ -87,9 +87,9 @@ class TrainSettings(Settings):
         elif self.evaluation.task is not None:
             raise ValueError("evaluation.task: only motor worlds have tasks; leave it away")
         check_fit(self.learner, self.world)
-        if self.init_apart and self.init_from is None:
+        if self.others_apart and self.init_from is None:
             raise ValueError("init_apart: the skills that are not apart need a network too; write init_from")
-        for skill in self.init_apart:
+        for skill in self.others_apart:
             if skill not in getattr(self.learner, "apart", []):
                 raise ValueError(f"init_apart.{skill}: {skill} has no network apart; add it to learner.apart")
         if getattr(self.learner, "frozen", []) and self.init_from is None:
@@ -97,9 +97,14 @@ class TrainSettings(Settings):
         return self
 
     @property
+    def others_apart(self) -> dict[str, str]:
+        """The snapshots of `init_apart`, by skill."""
+        return {skill: path for skill, path in self.init_apart.items() if path is not None}
+
+    @property
     def parents(self) -> list[str]:
         """The snapshots that it begins with."""
-        return [*([self.init_from] if self.init_from else []), *self.init_apart.values()]
+        return [*([self.init_from] if self.init_from else []), *self.others_apart.values()]
 
 
 def rehearse(settings: TrainSettings, is_new: bool) -> None:
@@ -149,7 +154,7 @@ def find_parents(settings: TrainSettings, run: runs.Run[TrainSettings]) -> Paren
 def open_parents(settings: TrainSettings) -> Parents:
     """The snapshots that `init_from` and `init_apart` name."""
     assert settings.init_from is not None
-    apart = {skill: _open_parent(f"init_apart.{skill}", path) for skill, path in settings.init_apart.items()}
+    apart = {skill: _open_parent(f"init_apart.{skill}", path) for skill, path in settings.others_apart.items()}
     return Parents(_open_parent("init_from", settings.init_from), apart)
 
 

@@ -251,6 +251,19 @@ def test_a_network_to_begin_with_needs_a_place(changes: list[str], line: str) ->
         config.load(TrainSettings, None, changes)
 
 
+def test_a_later_stage_takes_the_network_apart_from_its_parent(tmp_path: Path) -> None:
+    stages = {
+        "joined": "world: {task: mixed, goal: [one_hot]}\nlearner: {apart: [recover]}\n"
+        "init_from: feet\ninit_apart: {recover: up}\n",
+        "changes": "base: joined.yaml\ninit_from: joined\ninit_apart: {recover: null}\n",
+    }
+    for name, text in stages.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    joined, changes = (config.load(TrainSettings, tmp_path / f"{name}.yaml") for name in stages)
+    assert joined.parents == ["feet", "up"]
+    assert changes.parents == ["joined"]
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
