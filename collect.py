@@ -76,7 +76,9 @@ def main() -> None:
                         run.log(collector.num_steps, metrics)
                 run.check_stop()
         recording.finish()
-    print(f"{writer.num_steps:,} steps in {writer.num_episodes:,} episodes: {run.folder}")
+    cut = open_dataset(run.folder).episodes.cut
+    left = f", {cut.sum():,} of them cut at its end (more steps or fewer num_envs make whole ones)" if cut.mean() > 0.5 else ""
+    print(f"{writer.num_steps:,} steps in {writer.num_episodes:,} episodes{left}: {run.folder}")
     print(f"look at them: {python()} report.py dataset {run.folder}")
 
 

@@ -35,7 +35,7 @@ class Group:
     mean_return: float
     std_return: float
     mean_length: float
-    success: float | None  # share of those that can be judged; null if none can
+    success: float | None  # share of those that ended by themselves and can be judged; null if none can
     fallen: float  # share of those that were not cut
     noise: tuple[float, float]  # least and most
 
@@ -68,7 +68,8 @@ def groups_of(dataset: Dataset) -> list[Group]:
 
 
 def _group(skill: str, policy: str, table: EpisodeTable) -> Group:
-    judged, whole = table.success[np.isfinite(table.success)], ~table.cut
+    whole = ~table.cut
+    judged = table.success[whole & np.isfinite(table.success)]
     return Group(
         skill=skill,
         policy=policy,

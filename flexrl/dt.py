@@ -153,7 +153,7 @@ class Block(nn.Module):
         On a CPU torch has no fused attention with dropout; written out, its dropout is ours.
         """
         dropout = self.drop_seen.p if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # torch's way back through it takes five times as long in halves
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # its way back takes five times as long in halves
             with torch.autocast("cpu", enabled=False):
                 return self._attend(q.float(), k.float(), v.float(), mask)
         if q.device.type != "cpu" or not dropout:

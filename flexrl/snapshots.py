@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -113,10 +114,12 @@ def check(folder: Path, cure: str = ANOTHER) -> dict[str, str]:
 
 
 def _nearby(folder: Path) -> str:
-    """The snapshots below a run's folder, for who named the run instead, or a run's others."""
+    """The snapshots below a run's folder, for who named the run instead, or a run's others, or one beside it of a like name."""
     candidates = [base / name for base in (folder, folder.parent) for name in ("best", "latest")]
+    beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
+    candidates += [folder.parent / name for name in difflib.get_close_matches(folder.name, beside, n=1)]
     found = [str(path) for path in candidates if (path / MANIFEST).is_file()]
-    return f"; did you mean '{found[0]}'?" if found else ""
+    return f"; did you mean '{found[0]}'?" if found else "; train.py makes them, and examples/pretrained/ has some"
 
 
 def file_hash(path: Path) -> str:

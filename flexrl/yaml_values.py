@@ -76,9 +76,11 @@ def read_file(path: Path) -> dict[str, Value]:
 
 
 def nearest_file(path: Path) -> str:
-    """A hint at a YAML file beside it whose name is like its own, or nothing."""
-    siblings = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    return nearest(str(path), siblings)
+    """A hint at a YAML file beside it whose name is like its own, or begins so, or nothing."""
+    names = {file.stem: file for file in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
+    beginnings = {name[: len(path.stem)]: file for name, file in reversed(names.items())}
+    close = difflib.get_close_matches(path.stem, [*names, *beginnings], n=1, cutoff=0.6)
+    return f"; did you mean '{(beginnings | names)[close[0]]}'?" if close else ""
 
 
 def nearest(word: str, words: Sequence[str]) -> str:

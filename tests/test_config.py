@@ -139,6 +139,10 @@ def test_missing_file_circle_and_folder(tmp_path: Path) -> None:
     write(tmp_path, "base: one.yaml", "two.yaml")
     assert "circular base: one.yaml -> two.yaml -> one.yaml" in complaint(tmp_path / "one.yaml")
     path = write(tmp_path, "seed: 1\nbase: wolk.yaml", "three.yaml")
+    write(tmp_path, "seed: 1", "humanoid_run_forward.yaml")
+    write(tmp_path, "seed: 1", "humanoid_v5.yaml")
+    assert "did you mean" in (told := complaint(tmp_path / "humanoid_rnu.yaml"))
+    assert "humanoid_run_forward.yaml'?" in told
     hint = f"did you mean '{tmp_path / 'walk.yaml'}'?"
     assert complaint(path) == f"{path}:2: base: {tmp_path / 'wolk.yaml'}: no such file; {hint}"
 

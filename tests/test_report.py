@@ -679,6 +679,14 @@ def test_a_datasets_groups_come_in_its_own_order(tmp_path: Path) -> None:
     assert groups == [(skill, policy) for skill in ("walk", "run") for policy in policies]
 
 
+def test_an_episode_that_the_collection_cut_succeeds_and_fails_at_nothing(tmp_path: Path) -> None:
+    rows = [{"success": 1.0}, {"success": 0.0, "cut": True}, {"success": 0.0, "cut": True}]
+    (group,) = dataset_report.groups_of(write_toy(tmp_path / "toy", [1.0] * 3, rows=rows))
+    assert group.success == 1.0
+    (group,) = dataset_report.groups_of(write_toy(tmp_path / "all_cut", [1.0] * 2, rows=rows[1:]))
+    assert group.success is None
+
+
 def test_a_datasets_contact_sheet_has_a_row_of_frames_for_each_skill(tmp_path: Path, monkeypatch, capsys) -> None:
     """Of bodies that stand at two heights; frames are 180 pixels wide and high, and eight side by side."""
     skills = ("stand_still", "walk_forward")

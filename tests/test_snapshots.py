@@ -75,8 +75,10 @@ def test_missing_files_versions_and_folders_are_named(tmp_path: Path) -> None:
     snapshots.write(folder, files(1))
     with pytest.raises(UserError, match=r"did you mean '.*best'"):
         snapshots.check(tmp_path / "run")
-    with pytest.raises(UserError, match="no such snapshot"):
+    with pytest.raises(UserError, match=r"no such snapshot; train\.py makes them"):
         snapshots.check(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no such snapshot; did you mean '.*run.best'"):
+        snapshots.check(tmp_path / "run" / "bset")
     (folder / "a.bin").unlink()
     with pytest.raises(UserError, match=r"a\.bin: is missing"):
         snapshots.check(folder)
