@@ -122,7 +122,7 @@ def tell_dataset(folder: Path, arguments: argparse.Namespace) -> None:
             table.add_column(name, justify="left" if name in ("skill at the end", "policy") else "right")
         for g in groups:
             noise = f"{g.noise[0]:g}" if g.noise[0] == g.noise[1] else f"{g.noise[0]:g} to {g.noise[1]:g}"
-            success = "" if g.success is None else f"{g.success:.0%}"
+            success, fallen = ("" if share is None else f"{share:.0%}" for share in (g.success, g.fallen))
             returns = f"{rounded(g.mean_return)} ± {rounded(g.std_return)}"
             row = (
                 f"{g.num_episodes:,}",
@@ -130,7 +130,7 @@ def tell_dataset(folder: Path, arguments: argparse.Namespace) -> None:
                 returns,
                 f"{g.mean_length:.0f}",
                 success,
-                f"{g.fallen:.0%}",
+                fallen,
                 noise,
             )
             table.add_row(Text(g.skill), Text(g.policy), *row)

@@ -35,8 +35,8 @@ class Group:
     mean_return: float
     std_return: float
     mean_length: float
-    success: float | None  # share of those that ended by themselves and can be judged; null if none can
-    fallen: float  # share of those that were not cut
+    success: float | None  # share of those that can be judged; null if none can
+    fallen: float | None  # share of those that were not cut; null if all were
     noise: tuple[float, float]  # least and most
 
 
@@ -68,8 +68,7 @@ def groups_of(dataset: Dataset) -> list[Group]:
 
 
 def _group(skill: str, policy: str, table: EpisodeTable) -> Group:
-    whole = ~table.cut
-    judged = table.success[whole & np.isfinite(table.success)]
+    judged, whole = table.success[np.isfinite(table.success)], ~table.cut
     return Group(
         skill=skill,
         policy=policy,
@@ -79,7 +78,7 @@ def _group(skill: str, policy: str, table: EpisodeTable) -> Group:
         std_return=float(table.episode_return.std()),
         mean_length=float(table.length.mean()),
         success=float(judged.mean()) if len(judged) else None,
-        fallen=float(table.terminated[whole].mean()) if whole.any() else 0.0,
+        fallen=float(table.terminated[whole].mean()) if whole.any() else None,
         noise=(float(table.noise.min()), float(table.noise.max())),
     )
 

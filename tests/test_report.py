@@ -679,11 +679,12 @@ def test_a_datasets_groups_come_in_its_own_order(tmp_path: Path) -> None:
     assert groups == [(skill, policy) for skill in ("walk", "run") for policy in policies]
 
 
-def test_an_episode_that_the_collection_cut_succeeds_and_fails_at_nothing(tmp_path: Path) -> None:
-    rows = [{"success": 1.0}, {"success": 0.0, "cut": True}, {"success": 0.0, "cut": True}]
+def test_of_episodes_that_the_collection_cut_nothing_is_said(tmp_path: Path) -> None:
+    rows = [{"terminated": True}, {"terminated": False, "cut": True}, {"terminated": False, "cut": True}]
     (group,) = dataset_report.groups_of(write_toy(tmp_path / "toy", [1.0] * 3, rows=rows))
-    assert group.success == 1.0
+    assert group.fallen == 1.0
     (group,) = dataset_report.groups_of(write_toy(tmp_path / "all_cut", [1.0] * 2, rows=rows[1:]))
+    assert group.fallen is None
     assert group.success is None
 
 
