@@ -52,14 +52,22 @@ def main() -> None:
             other()
             return
     settings, run = command_line.begin(CollectSettings, __doc__, rehearse, FLAGS)
+    if is_finished(run):
+        print(f"{run.folder} is finished; --set num_steps=N makes it longer")
+        return
     torch.set_num_threads(1)  # the cores are the physics'
     parents = open_models(settings)
     world_settings = world_of(settings, parents)
+    paths = [
+        path
+        for model, parent in zip(settings.models, parents, strict=True)
+        for path in (*([model.path] if parent is not None else []), *model.others)
+    ]
     if not snapshots.exists(run.latest):
-        for model, parent in zip(settings.models, parents, strict=True):
-            for path in (*([model.path] if parent is not None else []), *model.others):
-                run.add_parent(path, Path(path))
+        for path in paths:
+            run.add_parent(path, Path(path))
     with run, closing(make_world(world_settings, settings.seed)) as world:
+        check_unchanged(run, paths)
         info = describe(settings, world_settings, world, parents)
         writer = DatasetWriter(run.folder, info, settings.shard_steps)
         crew = make_crew(settings, parents, world)
@@ -80,6 +88,22 @@ def main() -> None:
     left = f", {cut.sum():,} of them cut at its end (more steps or fewer num_envs make whole ones)" if cut.mean() > 0.5 else ""
     print(f"{writer.num_steps:,} steps in {writer.num_episodes:,} episodes{left}: {run.folder}")
     print(f"look at them: {python()} report.py dataset {run.folder}")
+
+
+def is_finished(run: runs.Run[CollectSettings]) -> bool:
+    """Whether a run that is to go on has all of its steps."""
+    if not (snapshots.exists(run.latest) and (run.folder / snapshots.MANIFEST).is_file()):
+        return False
+    return open_dataset(run.folder).info.num_steps >= run.settings.num_steps
+
+
+def check_unchanged(run: runs.Run[CollectSettings], paths: list[str]) -> None:
+    """UserError if a policy is not the one that the run began with."""
+    for path in paths:
+        if run.lineage["parents"].get(path) != snapshots.content_hash(Path(path)):
+            raise UserError(
+                f"models: {path} is not what {run.folder} began with; put it back, or collect that under another --name"
+            )
 
 
 def export() -> None:

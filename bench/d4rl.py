@@ -4,7 +4,7 @@
     for age in medium replay expert; do
         python collect.py --name half_cheetah_$age --config examples/collect_half_cheetah_$age.yaml
     done
-    python bench/d4rl.py --updates 10_000 --seeds 0
+    python bench/d4rl.py --updates 10_000 --seeds 0 1 2
 
 Trains each of the three on each of medium, medium-replay and medium-expert (a run that is finished is not repeated) and plays
 the last snapshot, not the best, for 100 episodes. Scores are D4RL's: 0 is a random policy (-280), 100 its expert (12,135); in
@@ -47,7 +47,8 @@ def score(workspace: Path, dataset: str, method: str, seed: int, arguments: argp
     flags = ["--name", name, "--workspace", str(workspace), *METHODS[method], "--set", f"seed={seed}"]
     for part in DATASETS[dataset]:
         flags += ["--dataset", str(workspace / f"half_cheetah_{part}")]
-    flags += ["--set", f"num_updates={arguments.updates}", "--set", f"torch_threads={arguments.threads}"]
+    settings = {"num_updates": arguments.updates, "torch_threads": arguments.threads, "precision": arguments.precision}
+    flags += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     about = workspace / name / "latest" / "snapshot.json"
     finished = snapshots.exists(about.parent) and json.loads(about.read_text())["num_steps"] >= arguments.updates
     if not finished:
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()
@@ -78,7 +80,8 @@ def main() -> None:
         print(f"{dataset:14} data {told(returns.mean())}, its best tenth {told(best)}", flush=True)
         for method in arguments.methods:
             values = [score(workspace, dataset, method, seed, arguments) for seed in arguments.seeds]
-            print(f"{dataset:14} {method:8} {told(statistics.mean(values))}", flush=True)
+            each = ", ".join(told(value) for value in values) if len(values) > 1 else ""
+            print(f"{dataset:14} {method:8} {told(statistics.mean(values))}  {each}".rstrip(), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from flexrl.dataset import Array, Dataset, to_arrow
 from flexrl.worlds import CANNOT_MAKE, recorded_world, why
 
 NPZ_LIMIT = 2**31  # bytes: an .npz is made in memory
-MINARI_NAME = re.compile(r"([A-Za-z0-9_-]+/){0,3}[A-Za-z0-9_-]+-v\d{1,6}")
+MINARI_NAME = re.compile(r"([A-Za-z0-9_-]{2,}/){0,3}[A-Za-z0-9_-]{2,}-v\d{1,6}")
 MINARI_ROOT = "MINARI_DATASETS_PATH"  # its variable for where it keeps its datasets
 LEROBOT_VERSION = "v3.0"
 LEROBOT_FILES = 1000  # files of data in a chunk

@@ -53,6 +53,8 @@ def policy_names(dataset: Dataset) -> list[str]:
         names = ["/".join(path.split("/")[-parts:]) for path in paths]
         if len(set(names)) == len(set(paths)):
             break
+    if len(set(names)) < len(names):  # one snapshot that acts in several ways
+        names = [f"{name} #{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
     return [names[policy] for policy in dataset.episodes.policy]
 
 

@@ -189,7 +189,7 @@ def check_fit(settings: Any, world: Any) -> None:
     if settings.policy == "MirroredPolicy" and not has_mirror:
         raise ValueError("learner.policy: MirroredPolicy needs the humanoid, and not observation v5; write MlpPolicy")
     if getattr(settings, "apart", None):
-        _check_apart(settings, world)
+        _check_apart(settings, world, has_mirror)
     for skill in getattr(settings, "frozen", []):
         if skill not in settings.apart:
             raise ValueError(f"learner.frozen: {skill} has no network apart; add it to learner.apart")
@@ -206,7 +206,7 @@ def check_fit(settings: Any, world: Any) -> None:
         raise ValueError(f"learner.buffer_size: expected at least 10 steps of each of the {world.num_envs} envs")
 
 
-def _check_apart(settings: Any, world: Any) -> None:
+def _check_apart(settings: Any, world: Any, has_mirror: bool) -> None:
     if world.kind != "motor" or world.task != "mixed" or "one_hot" not in world.goal:
         raise ValueError("learner.apart: needs a mixed motor world whose goal has one_hot, by which the policy tells; write []")
     known = list(resolve_tasks(world))
@@ -215,5 +215,11 @@ def _check_apart(settings: Any, world: Any) -> None:
             raise ValueError(f"learner.apart: the world has no skill {skill!r}; it has {', '.join(known)}")
     if len(set(settings.apart)) < len(settings.apart) or len(settings.apart) == len(known):
         raise ValueError("learner.apart: expected each skill once, and one of the world's at least that is left out")
+    sided = [skill for skill in settings.apart if "left" in skill or "right" in skill]
+    if sided and has_mirror and settings.policy != "MlpPolicy":
+        raise ValueError(
+            f"learner.apart: half of what a mirrored policy does at {sided[0]} is the mirror image of its twin, in another "
+            "network; leave it away, or write policy: MlpPolicy"
+        )
     if settings.use_sde or settings.policy not in ("auto", "MirroredPolicy", "MlpPolicy"):
         raise ValueError("learner.apart: only an MLP with plain noise has networks apart; write policy: auto")

@@ -65,6 +65,12 @@ def _without_room(settings: Any) -> Any:
     return settings.model_copy(update=update)
 
 
+def _is_small(settings: Any) -> bool:
+    """Whether a GPU would wait for the CPU: an on-policy learner's few layers, whose updates are written for a CPU."""
+    policies = ("auto", "MirroredPolicy", "MlpPolicy", "MlpLstmPolicy")
+    return settings.name in ("ppo", "recurrent_ppo", "a2c") and settings.policy in policies
+
+
 def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tuple[Any, dict[str, Any]]:
     """The policy and the keyword arguments of SB3's constructor."""
     algorithm = LEARNERS[settings.name]
@@ -124,6 +130,7 @@ class Learner:
         self.total_steps = num_steps
         policy, arguments = _arguments(settings, world, replay_folder)
         arguments["policy_kwargs"] |= policy_kwargs
+        device = "cpu" if device == "auto" and _is_small(settings) else device
         self.model = LEARNERS[settings.name](policy, world, seed=seed, device=device, verbose=0, **arguments)
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         self._started = False

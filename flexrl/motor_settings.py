@@ -13,6 +13,7 @@ from flexrl.curriculum import CurriculumSettings
 from flexrl.goals import GOALS
 from flexrl.physics import Mode
 from flexrl.randomise import RandomiseSettings
+from flexrl.reference import SETTLING
 from flexrl.resets import FallenPoses
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import SKILLS, Command, Range, Task, find_task
@@ -90,7 +91,8 @@ class MotorSettings(Settings):
     word_variants: int = Field(0, ge=0, le=1_000)
     # s between changes of the skill within an episode of a mixed world, [shortest, longest]; null: never
     switch: Range | None = None
-    # tasks become harder as they succeed (commands, help in getting up); null: at full difficulty from the start
+    # tasks that have easier commands to begin with (`easiest`) or help in getting up (`lift`) become harder as they succeed;
+    # null: at full difficulty from the start
     curriculum: CurriculumSettings | None = None
     # changes to tasks, whether the world has them or not: {walk_forward: {rewards: {upright: 1.0}}}
     tasks: dict[TaskName, TaskOverrides] = {}
@@ -126,6 +128,8 @@ def resolve_tasks(settings: MotorSettings) -> dict[str, tuple[Task, float]]:
             raise ValueError(f"world.switch: expected seconds above 0, found {settings.switch[0]:g}")
         if settings.task != "mixed":
             raise ValueError("world.switch: only a mixed world has several skills; write task: mixed")
+    if len(set(settings.goal)) < len(settings.goal):
+        raise ValueError("world.goal: expected each part once")
     for name in settings.tasks:
         if name != "mixed":
             _resolve(settings, name, f"world.tasks.{name}")
@@ -161,11 +165,15 @@ def _resolve(settings: MotorSettings, name: str, where: str) -> Task:
         raise ValueError(f"world.tasks.{name}.poses: task {name} does not begin lying; leave it away")
     reset = task.reset if overrides.poses is None else FallenPoses(overrides.poses)
     command, easiest = _command(task, task.command, overrides, f"world.tasks.{name}"), task.easiest
+    for key in ("still", "every", "lift", "gait_frequency"):
+        if getattr(overrides, key) is not None and not _can_have(task, key):
+            raise ValueError(f"world.tasks.{name}.{key}: {name} of the {task.body} has no use for it; leave it away")
     if overrides.still is not None:
         command = replace(command, still=overrides.still)
     if overrides.every is not None:
-        if _range(f"world.tasks.{name}.every", overrides.every)[0] <= 0:
-            raise ValueError(f"world.tasks.{name}.every: expected seconds above 0, found {overrides.every[0]:g}")
+        shortest = _range(f"world.tasks.{name}.every", overrides.every)[0]
+        if shortest <= SETTLING:  # nothing would be measured, and so everything a success
+            raise ValueError(f"world.tasks.{name}.every: expected more than the {SETTLING:g} s of settling, found {shortest:g}")
         command = replace(command, every=overrides.every)
     if overrides.easiest is not None:
         easiest = _command(task, easiest or command, overrides.easiest, f"world.tasks.{name}.easiest")
@@ -179,6 +187,15 @@ def _resolve(settings: MotorSettings, name: str, where: str) -> Task:
         max_steps=overrides.max_steps or task.max_steps,
         reset=reset,
     )
+
+
+def _can_have(task: Task, key: str) -> bool:
+    """Whether an override does anything to a task."""
+    if key == "lift":  # the height that it ends at is the humanoid's
+        return task.body == "humanoid"
+    if key == "gait_frequency":
+        return task.gait_frequency > 0
+    return not isinstance(task.reset, FallenPoses) and task.name != "v5"
 
 
 def _command(task: Task, command: Command, ranges: CommandRanges, where: str) -> Command:

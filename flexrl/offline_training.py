@@ -69,7 +69,7 @@ class TrainDTSettings(Settings):
     # folders that collect.py made
     datasets: list[str] = Field(["workspace/skills_data"], min_length=1, max_length=100)
     # share of the steps of all datasets together, those of the episodes with the highest returns, that is learned from (0.1:
-    # "10 % BC")
+    # "10 % BC"); with less than 1, and by a model that sees returns, episodes that the collection's end cut are left out
     top: float = Field(1.0, gt=0, le=1)
     # share of the episodes of each dataset that is held out
     held_out: float = Field(0.05, ge=0, le=0.5)
@@ -81,7 +81,7 @@ class TrainDTSettings(Settings):
     # distorted copies of each phrase (typing errors, words that nobody knows) that words are drawn from, too
     word_variants: int = Field(20, ge=0, le=1_000)
     # share of the windows that each part of the goal, and the return, is hidden in, so that a prompt may leave it out: one
-    # for all, or by part: {skill: 0.5, return: 0.1}
+    # for all, or by part: {skill: 0.5, return: 0.1}; one part of the goal at least is shown always
     hide: Share | dict[Part, Share] = 0.0
     # a snapshot of train_dt.py to begin with; null: none
     init_from: str | None = None
@@ -145,6 +145,8 @@ class TrainDTSettings(Settings):
         for part in self.hide if isinstance(self.hide, dict) else ():
             if part not in parts:
                 raise ValueError(f"hide: there is no {part} to hide; there is {', '.join(parts)}")
+            if self.goal == [part]:
+                raise ValueError(f"hide: {part} is all of the goal, which is never hidden whole; leave it away")
         return self
 
 
@@ -205,9 +207,9 @@ def make_learner(
 
     `latest`: the snapshot that the run goes on from, whose weights are the caller's to put in; null for a new run.
     """
-    masks = split(datasets, settings.top, settings.held_out)
     length = settings.model.context if isinstance(settings.model, DTSettings) else 1
     returns = isinstance(settings.model, DTSettings) and settings.model.returns
+    masks = split(datasets, settings.top, settings.held_out, whole=returns or settings.top < 1)
 
     def draw_from(select: list[NDArray[np.bool_]]) -> WindowSampler:
         return WindowSampler(datasets, select, settings.goal, length, returns, settings.target, settings.word_variants)
@@ -262,6 +264,12 @@ def open_parent(path: str) -> Path:
 def check_goal(parent: Snapshot, settings: TrainDTSettings, sampler: WindowSampler) -> None:
     """UserError if the same numbers of a goal mean something else to an earlier model."""
     world, info = parent.settings.world, sampler.info
+    for name in ("kind", "body", "action", "id", "kwargs"):
+        its, ours = getattr(world, name, None), info.world.get(name)
+        if (its or None) != (ours or None):
+            raise UserError(
+                f"init_from: {parent.folder} is of a world with {name} {its}, the datasets have {ours}; write init_from: null"
+            )
     if parent.about["goal"] != settings.goal:
         its, ours = (f"[{', '.join(goal)}]" for goal in (parent.about["goal"], settings.goal))
         raise UserError(f"init_from: {parent.folder} sees the goal {its}, here it is {ours}; write goal: {its}")
@@ -365,15 +373,16 @@ def snapshot_files(settings: TrainDTSettings, learner: OfflineLearner, scores: d
 
 
 def targets_of(settings: TrainDTSettings, learner: OfflineLearner) -> list[float]:
-    """A high return of the data's whole episodes, by the skill that they end with, and at last of all."""
+    """A high return of the data's whole episodes of one skill, by that skill, and at last of all whole ones."""
     datasets = learner.sampler.datasets
-    returns, skills, cut = (
-        np.concatenate([getattr(d.episodes, name) for d in datasets]) for name in ("episode_return", "skill", "cut")
+    returns, skills, cut, changes = (
+        np.concatenate([getattr(d.episodes, name) for d in datasets])
+        for name in ("episode_return", "skill", "cut", "num_switches")
     )
     whole = ~cut if (~cut).any() else np.ones(len(cut), bool)
     overall = float(np.quantile(returns[whole], TARGET_QUANTILE))
     num_skills = len(learner.sampler.info.skills) if settings.goal[:1] == ["skill"] else 0
-    of_skills = [returns[whole & (skills == skill)] for skill in range(num_skills)]
+    of_skills = [returns[whole & (changes == 0) & (skills == skill)] for skill in range(num_skills)]
     return [*(float(np.quantile(part, TARGET_QUANTILE)) if len(part) else overall for part in of_skills), overall]
 
 

@@ -39,14 +39,18 @@ class SkillSampler:
             skill = int(np.argmin(np.where(self.weights > 0, self.num_steps / np.maximum(self.weights, 1e-9), np.inf)))
             self.num_steps[skill] += 1
             return skill
-        shares = self.weights * (1.0 if self.sampling == "weighted" else 1.0 - self.success + EASIEST)
+        shares = self._shares()
         return int(rng.choice(len(shares), p=shares / shares.sum()))
 
     def draw_next(self, rng: np.random.Generator, skill: int, share: NDArray[np.floating]) -> int:
-        """The skill that an episode goes on with after `skill`: another one, by the weights times `share` (num_skills,)."""
-        shares = self.weights * share
+        """The skill that an episode goes on with after `skill`: another one, drawn likewise times `share` (num_skills,)."""
+        shares = self._shares() * share
         shares[skill] = 0.0
         return skill if shares.sum() == 0 else int(rng.choice(len(shares), p=shares / shares.sum()))
+
+    def _shares(self) -> NDArray[np.floating]:
+        """What skills are drawn by, (num_skills,)."""
+        return self.weights * (1.0 - self.success + EASIEST) if self.sampling == "hardest" else self.weights
 
     def stepped(self, skills: NDArray[np.intp]) -> None:
         """Counts one step of simulations at `skills` (num_envs,)."""

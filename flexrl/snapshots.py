@@ -135,7 +135,7 @@ def content_hash(folder: Path) -> str:
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Named arrays as one safetensors file."""
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

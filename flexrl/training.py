@@ -67,7 +67,7 @@ class TrainSettings(Settings):
     save_every: float = Field(30.0, ge=0)
     # env steps between snapshots that are kept in snapshots/<steps>/; null: none
     snapshot_every: int | None = Field(None, ge=1)
-    # auto: a GPU if there is one
+    # auto: the CPU for ppo, recurrent_ppo and a2c, whose networks are small; else a GPU if there is one
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     # torch's threads in updates; null: as many as there are CPU cores
     torch_threads: int | None = Field(None, ge=1, le=1024)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from flexrl import snapshots
 from flexrl.config import UserError
@@ -17,6 +18,7 @@ from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.networks import OTHERS, MotorActorCriticPolicy
 from flexrl.normaliser import Numbers
 from flexrl.policies import Snapshot
+from flexrl.worlds import mirrors_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Parents:
 def init_from(learner: Learner, parents: Parents, world: object) -> None:
     """The parents' weights and normalisers into a fresh `learner` on a world of settings `world`.
 
-    Inputs that a parent did not have stand behind those that it had (a goal does), get zero weights, and so change
+    Inputs that a parent did not have stand behind what it saw (a goal does), get zero weights, and so change
     nothing at first: the learner acts and judges as its parent did, bit for bit, with each of its networks if it has
     several. With parents apart, the normaliser is of all that they saw and each network's first layer is changed to what it
     was for its parent's: it acts as its parent to the last digits of float32, and to what a body's left and right have
@@ -68,8 +70,12 @@ def init_from(learner: Learner, parents: Parents, world: object) -> None:
         weights |= {name: array for name, array in own.items() if name.startswith(f"{OTHERS}{which}.")}
         weights["log_std"][1 + which] = own["log_std"][1 + which]
     fresh = learner.policy_arrays()
+    behind = int(np.prod(learner.world.action_space.shape or (1,))) if isinstance(learner.model, OffPolicyAlgorithm) else 0
     learner.model.policy.load_state_dict(
-        {name: torch.from_numpy(_widened(array, fresh[name])) for name, array in weights.items()}
+        {
+            name: torch.from_numpy(_widened(array, fresh[name], behind if name.startswith("critic") else 0))
+            for name, array in weights.items()
+        }
     )
     if numbers is not None:
         numbers.give_to(learner)
@@ -91,6 +97,8 @@ def _weights_of(parent: Parent, learner: Learner, numbers: Numbers | None) -> di
             f"{parent.where}: is a network of another kind; write the learner's name, policy and policy_kwargs that it has"
         )
     for name, array in weights.items():
+        if array.shape == (1,) and fresh[name].shape == ():  # as snapshots of CrossQ used to have its counters
+            weights[name] = array = array.reshape(())
         if not _fits(array, fresh[name]):
             raise UserError(
                 f"{parent.where}: its {name} is {array.shape}, here it is {fresh[name].shape}; write its policy_kwargs.net_arch"
@@ -111,10 +119,24 @@ def _check(learner: Learner, parent: Parent, world: object) -> None:
             f"{parent.where}: it sees another goal; "
             "only one that sees none, or the same of the same skills, can be gone on with"
         )
+    has_mirror = mirrors_of(learner.world) is not None
+    ours, its = _computes(learner.settings, has_mirror), _computes(settings.learner, has_mirror)
+    if {ours["policy"], its["policy"]} - {"MlpPolicy", "MirroredPolicy"}:  # networks of other kinds have other weights
+        ours["policy"] = its["policy"]
+    for name, value in its.items():
+        if value != ours[name]:
+            raise UserError(f"{parent.where}: its learner.{name} is {value}, here it is {ours[name]}; write what it has")
     if settings.normalize_observations != (learner.normaliser is not None and learner.normaliser.norm_obs):
         raise UserError(
             f"{parent.where}: its normalize_observations is {str(settings.normalize_observations).lower()}; write the same"
         )
+
+
+def _computes(settings: Any, has_mirror: bool) -> dict[str, str]:
+    """What a network does with its weights beside their shapes, by the name of the setting."""
+    automatic = "MirroredPolicy" if has_mirror else "MlpPolicy"
+    policy = automatic if settings.policy == "auto" else settings.policy
+    return {"policy": policy, "policy_kwargs.activation_fn": settings.policy_kwargs.activation_fn}
 
 
 def _goal_of(parent: Parent) -> list[str]:
@@ -132,7 +154,10 @@ def _fits(array: NDArray[np.floating], fresh: NDArray[np.floating]) -> bool:
     )
 
 
-def _widened(array: NDArray[np.floating], fresh: NDArray[np.floating]) -> NDArray[np.floating]:
+def _widened(array: NDArray[np.floating], fresh: NDArray[np.floating], behind: int) -> NDArray[np.floating]:
+    """The weights with zeros for the inputs that they lack, before the last `behind` inputs."""
     if array.shape == fresh.shape:
         return array
-    return np.concatenate([array, np.zeros((len(array), fresh.shape[1] - array.shape[1]), array.dtype)], axis=1)
+    at = array.shape[1] - behind
+    zeros = np.zeros((len(array), fresh.shape[1] - array.shape[1]), array.dtype)
+    return np.concatenate([array[:, :at], zeros, array[:, at:]], axis=1)

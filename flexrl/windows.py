@@ -247,19 +247,23 @@ def _nature(info: DatasetInfo) -> dict[str, Any]:
     }
 
 
-def split(datasets: Sequence[Dataset], top: float, held_out: float) -> list[tuple[Array, Array]]:
+def split(datasets: Sequence[Dataset], top: float, held_out: float, whole: bool = False) -> list[tuple[Array, Array]]:
     """For each dataset masks (num_episodes,) of the episodes to learn from and of those held out.
 
     `top`: the share of the steps of all datasets together, those of the episodes with the highest returns among them all,
-    that is kept (1: all). Then every 1 / `held_out`th of a dataset's kept episodes is held out, where there are two at least.
+    that is kept (1: all). `whole`: without episodes that the collection's end cut, whose returns say nothing, unless all are.
+    Then every 1 / `held_out`th of a dataset's kept episodes is held out, where there are two at least.
     """
-    returns, lengths = (np.concatenate([getattr(d.episodes, name) for d in datasets]) for name in ("episode_return", "length"))
-    kept = np.ones(len(returns), bool)
+    returns, lengths, cut = (
+        np.concatenate([getattr(d.episodes, name) for d in datasets]) for name in ("episode_return", "length", "cut")
+    )
+    kept = ~cut if whole and not cut.all() else np.ones(len(returns), bool)
     if top < 1:
-        order = np.argsort(-returns, kind="stable")
-        enough = np.cumsum(lengths[order]) - lengths[order] < top * lengths.sum()
-        kept[:] = False
-        kept[order[enough]] = True
+        order = np.argsort(np.where(kept, -returns, np.inf), kind="stable")
+        enough = np.cumsum(lengths[order]) - lengths[order] < top * lengths[kept].sum()
+        best = np.zeros(len(returns), bool)
+        best[order[enough]] = True
+        kept &= best
     ends = np.cumsum([len(dataset.episodes) for dataset in datasets])
     masks = []
     for mine in np.split(kept, ends[:-1]):

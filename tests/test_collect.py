@@ -141,6 +141,34 @@ def test_more_steps_can_be_collected_later(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "more").sha256 == whole.sha256
 
 
+def test_a_policy_that_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    shutil.copytree(SKILLS, policy)
+    command = [sys.executable, str(ROOT / "collect.py"), "--name", "d", "--workspace", str(tmp_path)]
+    begun = run([*command, "--model", str(policy), "--steps", "2000", "--set", "num_envs=4", "--set", "num_threads=1"])
+    assert begun.returncode == 0, begun.stderr
+    before = open_dataset(tmp_path / "d").sha256
+    files = {path.name: path.read_bytes() for path in policy.iterdir() if path.name != snapshots.MANIFEST}
+    snapshots.write(policy, files | {"snapshot.json": files["snapshot.json"] + b" "})
+    done = run([*command, "--resume", "--set", "num_steps=4000"])
+    assert done.returncode == 2
+    assert "is not what" in done.stderr
+    assert open_dataset(tmp_path / "d").sha256 == before
+
+
+def test_a_finished_dataset_is_left_alone(tmp_path: Path) -> None:
+    """Also where going on would make other episodes."""
+    world = "world={kind: gymnasium, id: Pendulum-v1, subprocesses: false}"
+    command = [sys.executable, str(ROOT / "collect.py"), "--name", "p", "--workspace", str(tmp_path)]
+    sizes = ["--set", "num_envs=4", "--set", "shard_steps=300"]
+    assert run([*command, "--model", "random", "--steps", "1700", "--set", world, *sizes]).returncode == 0
+    before = open_dataset(tmp_path / "p").sha256
+    done = run([*command, "--resume"])
+    assert done.returncode == 0, done.stderr
+    assert "is finished" in done.stdout
+    assert open_dataset(tmp_path / "p").sha256 == before
+
+
 def test_several_models_share_the_simulations_by_weight(tmp_path: Path) -> None:
     models = f"models=[{{path: {SKILLS}, weight: 3}}, {{path: random}}]"
     dataset = made(tmp_path, "mixed", models, "noise=[0]", model=None)

@@ -69,6 +69,20 @@ def test_the_best_tenth_is_of_all_datasets_together(tmp_path: Path) -> None:
     assert [(learned.sum(), held.sum()) for learned, held in everything] == [(8, 2), (8, 2)]
 
 
+def test_returns_are_learned_from_whole_episodes(tmp_path: Path) -> None:
+    """One that the collection's end cut has brought less than it would have; who sees no returns learns from it too."""
+    data = write_toy(tmp_path / "data", range(1, 11), rows=[{"cut": True}] * 4)
+    kept = [learned for learned, _ in split([data], top=1.0, held_out=0.0, whole=True)]
+    assert kept[0].tolist() == [False] * 4 + [True] * 6
+    best = [learned for learned, _ in split([data], top=0.5, held_out=0.0, whole=True)]
+    assert best[0].tolist() == [False] * 7 + [True] * 3
+    everything = f"datasets=[{data.folder}]", "held_out=0"
+    assert learner_of(*everything).sampler.num_steps == 100
+    assert learner_of(*everything, "model={kind: dt, layers: 1, width: 8, heads: 1}").sampler.num_steps == 60
+    cut = write_toy(tmp_path / "cut", rows=[{"cut": True}] * 4)
+    assert split([cut], top=1.0, held_out=0.0, whole=True)[0][0].all()  # there is nothing else
+
+
 def test_of_one_episode_nothing_is_held_out(tmp_path: Path) -> None:
     few = write_toy(tmp_path / "few", range(10))
     assert [(learned.sum(), held.sum()) for learned, held in split([few], top=0.05, held_out=0.05)] == [(1, 0)]

@@ -140,11 +140,11 @@ def test_yaml_changes_weights_and_ranges_by_name() -> None:
 
 
 def test_yaml_changes_when_commands_change_and_where_a_curriculum_begins() -> None:
-    changes = TaskOverrides(still=0.5, every=(1.0, 2.0), easiest={"speed": 0.5, "yaw_rate": (-0.1, 0.1)})
+    changes = TaskOverrides(still=0.5, every=(1.5, 2.0), easiest={"speed": 0.5, "yaw_rate": (-0.1, 0.1)})
     lift = TaskOverrides(lift=0.3)
     tasks = resolve_tasks(MotorSettings(task="mixed", tasks={"follow": changes, "recover": lift}))
     follow = tasks["follow"][0]
-    assert (follow.command.still, follow.command.every, follow.command.speed) == (0.5, (1.0, 2.0), (-0.5, 1.5))
+    assert (follow.command.still, follow.command.every, follow.command.speed) == (0.5, (1.5, 2.0), (-0.5, 1.5))
     assert follow.easiest is not None
     assert (follow.easiest.speed, follow.easiest.yaw_rate, follow.easiest.sideways) == ((0.5, 0.5), (-0.1, 0.1), (-0.3, 0.3))
     assert tasks["recover"][0].lift == 0.3
@@ -169,7 +169,7 @@ def test_yaml_changes_when_commands_change_and_where_a_curriculum_begins() -> No
             {"tasks": {"follow": {"easiest": {"speed": (1.0, 0.0)}}}},
             r"world.tasks.follow.easiest.speed: expected \[lowest, high",
         ),
-        ({"tasks": {"follow": {"every": (0.0, 1.0)}}}, "world.tasks.follow.every: expected seconds above 0, found 0"),
+        ({"tasks": {"follow": {"every": (0.0, 1.0)}}}, "world.tasks.follow.every: expected more than the 1 s of settling, found 0"),
         ({"task": "mixed", "switch": (-3, 8)}, "world.switch: expected seconds above 0, found -3"),
     ],
 )
@@ -265,6 +265,32 @@ def test_balanced_sampling_gives_each_skill_the_same_number_of_steps() -> None:
         for _ in range((10, 100)[skill]):
             sampler.stepped(np.array([skill]))
     assert sampler.num_steps[0] / sampler.num_steps.sum() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "recover", "tasks": {"recover": {"every": (2, 3)}}}, "recover of the humanoid has no use for it"),
+        ({"task": "recover", "tasks": {"recover": {"still": 0.5}}}, "has no use for it"),
+        ({"task": "follow", "tasks": {"follow": {"every": (0.3, 0.9)}}}, "more than the 1 s of settling, found 0.3"),
+        ({"body": "half_cheetah", "task": "recover", "tasks": {"recover": {"lift": 0.5}}}, "recover of the half_cheetah"),
+        ({"body": "half_cheetah", "task": "run_forward", "tasks": {"run_forward": {"gait_frequency": 2}}}, "has no use"),
+        ({"task": "mixed", "goal": ["one_hot", "one_hot"]}, "expected each part once"),
+    ],
+)
+def test_what_would_do_nothing_to_a_task_is_refused(changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        resolve_tasks(MotorSettings(**changes))
+
+
+def test_hardest_sampling_counts_for_changes_too() -> None:
+    from flexrl.skill_sampling import SkillSampler
+
+    sampler, rng = SkillSampler("hardest", {"easy": 1.0, "hard": 1.0, "now": 1.0}), np.random.default_rng(0)
+    for _ in range(200):
+        sampler.ended(0, True)
+    drawn = [sampler.draw_next(rng, 2, np.ones(3)) for _ in range(200)]
+    assert drawn.count(1) > 4 * drawn.count(0) > 0
 
 
 def test_hardest_sampling_prefers_what_fails() -> None:

@@ -76,6 +76,8 @@ def test_step_zero_acts_and_judges_exactly_as_before(parent: Snapshot) -> None:
         (["learner.name=recurrent_ppo", "learner.policy=MlpLstmPolicy"], "is a network of another kind"),
         (["world={kind: gymnasium, id: Pendulum-v1}"], "only a policy of a motor world"),
         (["normalize_observations=false"], "its normalize_observations is true"),
+        (["learner.policy_kwargs.activation_fn=tanh"], r"its learner\.policy_kwargs\.activation_fn is elu, here it is tanh"),
+        (["learner.policy=MlpPolicy"], r"its learner\.policy is MirroredPolicy, here it is MlpPolicy"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(parent: Snapshot, changes: list[str], words: str) -> None:
@@ -117,3 +119,47 @@ def test_a_parent_that_normalised_nothing_leaves_rewards_to_be_counted_anew(tmp_
     learner = child_of(tmp_path / "best", [*raw, "normalize_rewards=false"], raw)
     assert learner.normaliser is not None
     assert learner.normaliser.ret_rms.var == 1.0
+
+
+@pytest.mark.parametrize("name", ["sac", "tqc"])
+def test_critics_of_actions_judge_exactly_as_before(tmp_path: Path, name: str) -> None:
+    """The goal's inputs come between what they saw and the action."""
+    base = ["learner={name: " + name + "}", "world.task=mixed", "world.num_envs=2", "world.num_threads=1"]
+    base += ["learner.buffer_size=100", "learner.policy_kwargs.net_arch=[16]"]
+    settings = config.load(TrainSettings, None, base)
+    old = learner_of(settings)
+    snapshots.write(tmp_path / "best", snapshot_files(old, settings, {}) | {"lineage.json": b"{}"})
+    aware = config.load(TrainSettings, None, [*base, "world.goal=[one_hot, command]"])
+    learner = learner_of(aware)
+    init_from(learner, alone(open_snapshot(tmp_path / "best")), aware.world)
+    known, size = (each.world.observation_space.shape[0] for each in (old, learner))  # type: ignore[index]
+    rng = np.random.default_rng(0)
+    obs = torch.from_numpy(rng.standard_normal((20, size)).astype(np.float32))
+    actions = torch.from_numpy(rng.uniform(-1, 1, (20, learner.world.action_space.shape[0])).astype(np.float32))  # type: ignore[index]
+    for which in ("critic", "critic_target"):
+        before, after = (getattr(each.model.policy, which) for each in (old, learner))
+        with torch.no_grad():
+            judged = before(obs[:, :known], actions), after(obs, actions)
+        for ours, theirs in zip(*(each if isinstance(each, tuple) else (each,) for each in judged), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_crossq_is_gone_on_with(tmp_path: Path) -> None:
+    """Its batch norms count in arrays without a dimension."""
+    crossq = ["learner={name: crossq}", "learner.buffer_size=200", "world.num_envs=2"]
+    learner = child_of_plain(tmp_path / "best", crossq)
+    stored = snapshots.read_arrays(tmp_path / "best" / "policy.safetensors")
+    assert any(array.shape == () for array in stored.values())
+    for name, array in learner.policy_arrays().items():
+        np.testing.assert_array_equal(array, stored[name])
+
+
+def child_of_plain(folder: Path, changes: list[str]) -> Learner:
+    """A learner that begins with what a fresh one of another seed is, of the same settings."""
+    settings = config.load(TrainSettings, None, changes)
+    world = normalise(make_world(settings.world, 0), True, True, 0.99)
+    parent = make_learner(settings.learner, world, num_steps=1000, seed=1, device="cpu")
+    snapshots.write(folder, snapshot_files(parent, settings, {}) | {"lineage.json": b"{}"})
+    learner = learner_of(settings)
+    init_from(learner, alone(open_snapshot(folder)), settings.world)
+    return learner
