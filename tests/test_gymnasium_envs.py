@@ -42,7 +42,8 @@ def test_env_and_world_are_the_same_code() -> None:
         assert sum(value for key, value in info.items() if key.startswith("reward/")) == pytest.approx(reward)
 
 
-def test_infos_tell_when_another_command_is_drawn() -> None:
+def test_infos_tell_when_another_command_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flexrl.motor_settings.SETTLING", 0.0)  # commands that change more often than can be followed
     env = gymnasium.make("flexrl/Humanoid-v0", task="follow", goal=["command"], tasks={"follow": {"every": (0.03, 0.03)}})
     env.reset(seed=0)
     before, changes = None, []

@@ -169,7 +169,7 @@ def test_yaml_changes_when_commands_change_and_where_a_curriculum_begins() -> No
             {"tasks": {"follow": {"easiest": {"speed": (1.0, 0.0)}}}},
             r"world.tasks.follow.easiest.speed: expected \[lowest, high",
         ),
-        ({"tasks": {"follow": {"every": (0.0, 1.0)}}}, "world.tasks.follow.every: expected more than the 1 s of settling, found 0"),
+        ({"tasks": {"follow": {"every": (0.0, 1.0)}}}, "follow.every: expected more than the 1 s of settling, found 0"),
         ({"task": "mixed", "switch": (-3, 8)}, "world.switch: expected seconds above 0, found -3"),
     ],
 )
