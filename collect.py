@@ -91,10 +91,9 @@ def main() -> None:
 
 
 def is_finished(run: runs.Run[CollectSettings]) -> bool:
-    """Whether a run that is to go on has all of its steps."""
-    if not (snapshots.exists(run.latest) and (run.folder / snapshots.MANIFEST).is_file()):
-        return False
-    return open_dataset(run.folder).info.num_steps >= run.settings.num_steps
+    """Whether a dataset is there that has all of its steps, were they few enough for a single file."""
+    is_dataset = (run.folder / snapshots.MANIFEST).is_file()
+    return is_dataset and open_dataset(run.folder).info.num_steps >= run.settings.num_steps
 
 
 def check_unchanged(run: runs.Run[CollectSettings], paths: list[str]) -> None:

@@ -156,11 +156,12 @@ def test_a_policy_that_changed_is_not_gone_on_with(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "d").sha256 == before
 
 
-def test_a_finished_dataset_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard_steps", [300, 65_536])
+def test_a_finished_dataset_is_left_alone(tmp_path: Path, shard_steps: int) -> None:
     """Also where going on would make other episodes."""
     world = "world={kind: gymnasium, id: Pendulum-v1, subprocesses: false}"
     command = [sys.executable, str(ROOT / "collect.py"), "--name", "p", "--workspace", str(tmp_path)]
-    sizes = ["--set", "num_envs=4", "--set", "shard_steps=300"]
+    sizes = ["--set", "num_envs=4", "--set", f"shard_steps={shard_steps}"]
     assert run([*command, "--model", "random", "--steps", "1700", "--set", world, *sizes]).returncode == 0
     before = open_dataset(tmp_path / "p").sha256
     done = run([*command, "--resume"])
