@@ -30,7 +30,7 @@ from flexrl.collector import Collector
 from flexrl.config import Settings, UserError
 from flexrl.dataset import columns_of, open_dataset
 from flexrl.dataset_exports import export_lerobot, export_minari, export_npz
-from flexrl.dataset_imports import import_minari
+from flexrl.dataset_imports import files_of, import_minari
 from flexrl.dataset_writer import DatasetWriter
 from flexrl.motor_world import MotorWorld
 from flexrl.progress import Progress
@@ -67,7 +67,9 @@ def main() -> None:
         for path in paths:
             run.add_parent(path, Path(path))
     with run, closing(make_world(world_settings, settings.seed)) as world:
-        check_unchanged(run, paths)
+        for path in paths:
+            cure = "collect that under another --name"
+            run.check_parent("models", path, snapshots.content_hash(Path(path)), cure)
         info = describe(settings, world_settings, world, parents)
         writer = DatasetWriter(run.folder, info, settings.shard_steps)
         crew = make_crew(settings, parents, world)
@@ -94,15 +96,6 @@ def is_finished(run: runs.Run[CollectSettings]) -> bool:
     """Whether a dataset is there that has all of its steps, were they few enough for a single file."""
     is_dataset = (run.folder / snapshots.MANIFEST).is_file()
     return is_dataset and open_dataset(run.folder).info.num_steps >= run.settings.num_steps
-
-
-def check_unchanged(run: runs.Run[CollectSettings], paths: list[str]) -> None:
-    """UserError if a policy is not the one that the run began with."""
-    for path in paths:
-        if run.lineage["parents"].get(path) != snapshots.content_hash(Path(path)):
-            raise UserError(
-                f"models: {path} is not what {run.folder} began with; put it back, or collect that under another --name"
-            )
 
 
 def export() -> None:
@@ -141,7 +134,10 @@ def import_from_minari() -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: there is something of this name; take another --name")
     info = import_minari(arguments.import_minari, folder, arguments.env)
-    with runs.Run(folder, ImportSettings(source=str(arguments.import_minari), env=arguments.env)) as run:
+    run = runs.Run(folder, ImportSettings(source=str(arguments.import_minari), env=arguments.env))
+    for file in files_of(arguments.import_minari):
+        run.add_parent(str(file), file)
+    with run:
         run.num_steps = info.num_steps
     print(f"{info.num_steps:,} steps in {info.num_episodes:,} episodes: {folder}")
     try:

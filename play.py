@@ -25,6 +25,7 @@ from rich.table import Table
 from flexrl import command_line, config, playing, render, snapshots, viewer
 from flexrl.config import UserError
 from flexrl.evaluation import Episode, Trail, check_trail, run_episodes, summarise
+from flexrl.motor_settings import MAX_LETTERS
 from flexrl.motor_world import MotorWorld
 from flexrl.playing import PlaySettings
 from flexrl.policies import WITHOUT_SNAPSHOT, PlayedSettings, Policy, Snapshot, export_sb3
@@ -54,12 +55,19 @@ def read_arguments() -> argparse.Namespace:
         *("--skill", "--goal"), help="only this skill of a policy that has several (default: all, one after the other)"
     )
     parser.add_argument(
+        "--words",
+        help="a sentence for a policy that reads words, such as 'go straight ahead'; played at --skill, or at the skill whose "
+        "own words are closest",
+    )
+    parser.add_argument(
         "--target-return",
         default="auto",
         help="the return that a Decision Transformer is asked for: a number, or auto (a high one of its data)",
     )
     parser.add_argument(
-        "--prompt", help="the parts of its goal that a Decision Transformer is shown, such as words,command (default: all)"
+        "--prompt",
+        help="the parts of its goal that a Decision Transformer is shown, such as words,command "
+        "(default: all, or with --words all but the skill)",
     )
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -78,6 +86,8 @@ def read_arguments() -> argparse.Namespace:
         raise UserError(f"--episodes {arguments.episodes}: expected a number from 1 to {MAX_EPISODES:,}")
     if not 0 <= arguments.seed <= 2**31:
         raise UserError(f"--seed {arguments.seed}: expected a number from 0 to 2147483648")
+    if arguments.words is not None and not (arguments.words.strip() and len(arguments.words) <= MAX_LETTERS):
+        raise UserError(f"--words: expected a sentence of at most {MAX_LETTERS} letters")
     return arguments
 
 
@@ -90,6 +100,8 @@ def main() -> None:
         export(playing.open_model(arguments.model), arguments.export_sb3)
         return
     with named_as_options(), playing.opened(settings_of(arguments)) as (policy, world):
+        if arguments.words and not arguments.skill:
+            say_what_was_understood(arguments.words, world)
         if arguments.viewer:
             watch(policy, world, arguments)
             return
@@ -117,7 +129,9 @@ def named_as_options() -> Iterator[None]:
         names = [name.partition(" ") for name in where.split(", ")]  # such as `skill dance`
         if not all(name in PlaySettings.model_fields for name, _, _ in names):
             raise
-        options = [OPTIONS.get(name, f"--{name.replace('_', '-')}") + space + value for name, space, value in names]
+        given = {argument.partition("=")[0] for argument in sys.argv}
+        called = OPTIONS | ({"skill": "--goal"} if "--goal" in given else {})
+        options = [called.get(name, f"--{name.replace('_', '-')}") + space + value for name, space, value in names]
         raise UserError(", ".join(options) + colon + rest) from None
 
 
@@ -133,6 +147,7 @@ def settings_of(arguments: argparse.Namespace) -> PlaySettings:
         physics=arguments.physics,
         task=arguments.task,
         skill=arguments.skill,
+        words=arguments.words,
         target_return=read_target(arguments.target_return),
         prompt=prompt,
         stochastic=arguments.stochastic,
@@ -153,6 +168,12 @@ def evaluate() -> None:
             run.log(settings.num_episodes, metrics)
             run.remember(settings.num_episodes, lambda: playing.files_of(episodes))
             print_table(episodes)
+
+
+def say_what_was_understood(words: str, world: MotorWorld) -> None:
+    """Names, on stderr, the skill that a sentence is played at."""
+    found = playing.understand(words, world.batch.settings)
+    print(f"{words!r}: {found.skill} (closest of its words: {found.phrase!r}, {found.likeness:.2f} of 1)", file=sys.stderr)
 
 
 def say_what_is_missing(skills: list[str], episodes: list[Episode]) -> None:

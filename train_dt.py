@@ -21,8 +21,6 @@ import psutil
 import torch
 
 from flexrl import command_line, machine, parallel, runs, snapshots
-from flexrl.config import UserError
-from flexrl.dataset import Dataset
 from flexrl.offline import OfflineLearner
 from flexrl.offline_training import (
     TrainDTSettings,
@@ -56,6 +54,7 @@ def lead(peers: parallel.Peers) -> None:
         with peers.opening():
             settings, run = command_line.begin(TrainDTSettings, __doc__, rehearse, FLAGS)
             use_cores(settings, peers)
+            run.unit = "update"
             datasets = open_all(settings)
             latest = run.latest if snapshots.exists(run.latest) else None
             for dataset in datasets:
@@ -67,7 +66,9 @@ def lead(peers: parallel.Peers) -> None:
                     run.add_parent(settings.init_from, Path(settings.init_from))
             stack.enter_context(run)
             if latest is not None:
-                check_unchanged(run, settings, datasets)
+                for path, dataset in zip(settings.datasets, datasets, strict=True):
+                    cure = f"go on with its weights under another --name and --set init_from={run.latest}"
+                    run.check_parent("datasets", path, dataset.sha256, cure)
             torch.manual_seed(settings.seed)
             learner, held_out = make_learner(settings, datasets, peers, latest)
             best = resume(run, learner)
@@ -120,16 +121,6 @@ def follow(peers: parallel.Peers) -> None:
 def use_cores(settings: TrainDTSettings, peers: parallel.Peers) -> None:
     """Torch's threads: those asked for, or this process's share of the cores."""
     torch.set_num_threads(settings.torch_threads or machine.num_cores(peers.local_size))
-
-
-def check_unchanged(run: runs.Run[TrainDTSettings], settings: TrainDTSettings, datasets: list[Dataset]) -> None:
-    """UserError if a dataset is not the one that the run began with."""
-    for path, dataset in zip(settings.datasets, datasets, strict=True):
-        if run.lineage["parents"].get(path) != dataset.sha256:
-            raise UserError(
-                f"datasets: {path} is not what {run.folder} began with; put it back, or go on with its weights under another "
-                f"--name and --set init_from={run.latest}"
-            )
 
 
 def remember(

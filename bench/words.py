@@ -1,10 +1,11 @@
-"""How well encoders tell skills apart by words that nobody learned from: a linear map on their vectors.
+"""How well encoders tell skills apart by words that nobody learned from: by a linear map on vectors, and by the closest phrase.
 
     python bench/words.py
     python bench/words.py --encoder transformer:FOLDER     # a Hugging Face encoder beside the built-in one
 
 Trained on each humanoid skill's `train` phrases (flexrl/phrasings.py), asked for its `held_out` ones: other verbs, and typing
-errors. What a policy makes of them is measured by bench/skills.py --phrasings held_out.
+errors. The closest phrase is what `play.py --words` goes by. What a policy makes of them is measured by bench/skills.py
+--phrasings held_out.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from flexrl.tasks import SKILLS, find_task
-from flexrl.text_encoders import embed, find_encoder
+from flexrl.text_encoders import closest, embed, find_encoder
 
 
-def probe(name: str) -> tuple[dict[str, float], list[str]]:
-    """The share of held-out phrases understood, by skill, and those that were not."""
+def probe(name: str) -> dict[str, tuple[dict[str, float], list[str]]]:
+    """By each way of reading: the share of held-out phrases understood, by skill, and those that were not."""
     encoder = find_encoder(name)
     skills = SKILLS["humanoid"]
     families = [find_task("humanoid", skill).words for skill in skills]
@@ -32,7 +33,7 @@ def probe(name: str) -> tuple[dict[str, float], list[str]]:
         rows = embed([phrase for _, phrase in phrases], encoder)
         return torch.tensor(rows, dtype=torch.float32), np.array([i for i, _ in phrases]), [phrase for _, phrase in phrases]
 
-    known, which, _ = vectors("train")
+    known, which, learned = vectors("train")
     asked, truth, phrases = vectors("held_out")
     torch.manual_seed(0)
     linear = torch.nn.Linear(known.shape[1], len(skills))
@@ -41,19 +42,25 @@ def probe(name: str) -> tuple[dict[str, float], list[str]]:
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(linear(known), torch.from_numpy(which)).backward()
         optimiser.step()
-    answer = linear(asked).argmax(dim=1).numpy()
-    wrong = [f"{p!r} as {skills[a]}" for p, a, t in zip(phrases, answer, truth, strict=True) if a != t]
-    return {skill: float(np.mean(answer[truth == i] == i)) for i, skill in enumerate(skills)}, wrong
+    answers = {
+        "a linear map": linear(asked).argmax(dim=1).numpy(),
+        "the closest phrase": np.array([which[closest(phrase, learned, encoder)[0]] for phrase in phrases]),
+    }
+    found = {}
+    for way, answer in answers.items():
+        wrong = [f"{p!r} as {skills[a]}" for p, a, t in zip(phrases, answer, truth, strict=True) if a != t]
+        found[way] = {skill: float(np.mean(answer[truth == i] == i)) for i, skill in enumerate(skills)}, wrong
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", action="append", default=["hashed_ngrams"])
     for name in parser.parse_args().encoder:
-        shares, wrong = probe(name)
-        print(f"{name}: {np.mean(list(shares.values())):.0%} of held-out phrases understood")
-        print("  " + ", ".join(f"{skill} {share:.0%}" for skill, share in shares.items()))
-        print(f"  not: {'; '.join(wrong)}")
+        for way, (shares, wrong) in probe(name).items():
+            print(f"{name}, {way}: {np.mean(list(shares.values())):.0%} of held-out phrases understood")
+            print("  " + ", ".join(f"{skill} {share:.0%}" for skill, share in shares.items()))
+            print(f"  not: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":

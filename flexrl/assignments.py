@@ -45,7 +45,9 @@ class Assignments:
         resets = [(i, task.reset) for i, task in enumerate(self.tasks) if settings.pose_levels is not None]
         steps = settings.pose_levels or (0.0, 0.0)
         self._poses = {i: PoseLevels(reset.bank_size, *steps) for i, reset in resets if isinstance(reset, FallenPoses)}
-        families = [with_copies(getattr(task.words, settings.phrasings), settings.word_variants) for task in self.tasks]
+        own = None if settings.words is None else [settings.words]
+        phrases = [own or getattr(task.words, settings.phrasings) for task in self.tasks]
+        families = [with_copies(family, settings.word_variants) for family in phrases]
         self.phrases = [(skill, phrase) for skill, family in zip(self.skills, families, strict=True) for phrase in family]
         self._first_phrase = np.cumsum([0, *map(len, families)])  # of each task, and the end
         self._words = "embedding" in settings.goal

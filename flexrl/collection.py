@@ -19,6 +19,7 @@ from flexrl.dataset import BlockInfo, DatasetInfo, PhraseInfo, PolicyInfo
 from flexrl.goals import GOALS
 from flexrl.motor_settings import MotorSettings, SkillName, Weight, resolve_tasks
 from flexrl.motor_world import MotorWorld
+from flexrl.playing import check_seen
 from flexrl.policies import WITHOUT_SNAPSHOT, Policy, RandomPolicy, Snapshot, ZeroPolicy, load_policy, open_snapshot
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import Range
@@ -232,7 +233,13 @@ def world_of(settings: CollectSettings, parents: list[Snapshot | None]) -> World
         update["sampling"] = settings.sampling
     if settings.skills:
         update["skills"] = with_weights(world, settings.skills)
-    return MotorSettings.model_validate((world.model_copy(update=update)).model_dump())
+    result = MotorSettings.model_validate((world.model_copy(update=update)).model_dump())
+    for model, parent in zip(settings.models, parents, strict=True):
+        if parent is not None and parent.about["kind"] == "offline":
+            for skill, (_, weight) in resolve_tasks(result).items():
+                if weight > 0 and skill not in model.experts:
+                    check_seen(parent.settings.world, skill, model.path, "skills")
+    return result
 
 
 def with_weights(world: MotorSettings, weights: dict[Any, float]) -> dict[Any, float]:

@@ -91,8 +91,7 @@ def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None], 
     try:
         rehearse(settings, not arguments.resume or not snapshots.exists(folder / "latest"))
     except UserError as error:
-        key = str(error).partition(":")[0]
-        said = [f"--set {text}" for text in arguments.set if text.partition("=")[0].split(".")[0] == key]
+        said = [f"--set {text}" for text in arguments.set if _is_of(text.partition("=")[0], str(error).partition(":")[0])]
         raise UserError(f"{said[0] if len(said) == 1 else arguments.config or 'settings'}: {error}") from None
     if arguments.check:
         print(config.to_yaml(settings), end="")
@@ -100,6 +99,11 @@ def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None], 
     if not arguments.resume and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: there is a run of this name; add --resume to go on with it, or take another --name")
     return settings, Run(folder, settings)
+
+
+def _is_of(key: str, other: str) -> bool:
+    """Whether one of two settings is the other or a part of it: world.goal of world."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _check_goes_on(saved: Settings, settings: Settings, folder: Path) -> None:

@@ -14,7 +14,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
@@ -305,6 +305,10 @@ class Dataset:
             columns["terminated"] = last & table.terminated[index]
             columns["truncated"] = last & ~table.terminated[index]
         return columns
+
+    def read_by(self, encoder: str) -> Dataset:
+        """The same with another text encoder for its words, which it keeps as words."""
+        return replace(self, info=self.info.model_copy(update={"world": {**self.info.world, "encoder": encoder}}))
 
     def verify(self) -> None:
         """Compares every file with its hash; UserError names the first that is damaged, and the cure."""

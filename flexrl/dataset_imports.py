@@ -49,12 +49,21 @@ def import_minari(source: Path, folder: Path, env: str | None = None) -> Dataset
     return read_info(folder / DATASET)
 
 
+def files_of(source: Path) -> list[Path]:
+    """What a Minari dataset in one file (HDF5) is made of; its metadata alone, if it has a folder for each episode (Arrow)."""
+    return sorted(path for path in _data_of(source).iterdir() if path.is_file())
+
+
+def _data_of(source: Path) -> Path:
+    return source if (source / "metadata.json").is_file() else source / "data"
+
+
 def open_minari(source: Path) -> Any:
     """Minari's dataset; UserError if there is none, or none that it can read."""
     minari = need("minari", "minari[arrow]")
     if not source.is_dir():
         raise UserError(f"--import-minari {source}: no such folder")
-    data = source if (source / "metadata.json").is_file() else source / "data"
+    data = _data_of(source)
     if not (data / "metadata.json").is_file():
         raise UserError(f"--import-minari {source}: is no Minari dataset (it has no metadata.json)")
     try:

@@ -1,6 +1,6 @@
 """The Decision Transformer (Chen et al. 2021): model, loss, and acting with cached keys and values.
 
-A step is up to four tokens, return-to-go, goal, body and action, each a linear map of its numbers plus a vector for the time
+A step is one to four tokens, return-to-go, goal, body and action, each a linear map of its numbers plus a vector for the time
 in the episode. The action is read off the body's token. As the goal is a token at every step, what is asked for may
 change at any of them.
 """
@@ -35,11 +35,13 @@ class Sizes:
     width: int = 128
     dropout: float = 0.1
     bins: int = 0  # of each action; 0: its mean
+    has_action: bool = True  # whether there is a token of what was done
 
     @property
     def tokens(self) -> tuple[str, ...]:
         """Of a step, in order."""
-        return (*([RETURN] if self.has_return else []), *([GOAL] if self.goal else []), BODY, ACTION)
+        first = [*([RETURN] if self.has_return else []), *([GOAL] if self.goal else [])]
+        return (*first, BODY, *([ACTION] if self.has_action else []))
 
 
 class Dropout(nn.Module):
@@ -218,7 +220,8 @@ class DecisionTransformer(nn.Module):
         self.from_goal = nn.ModuleList(nn.Linear(size, width) for size in sizes.goal)
         # what stands for a part of the goal, or a return, that is not given
         self.absent = nn.Parameter(torch.zeros(len(sizes.goal) + 1, width))
-        self.from_body, self.from_action = nn.Linear(sizes.body, width), nn.Linear(sizes.action, width)
+        self.from_body = nn.Linear(sizes.body, width)
+        self.from_action = nn.Linear(sizes.action, width) if sizes.has_action else None
         self.time = nn.Embedding(sizes.max_time, width)
         self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
         self.drop = Dropout(sizes.dropout)
@@ -255,6 +258,7 @@ class DecisionTransformer(nn.Module):
             elif token == BODY:
                 embedded = self.from_body(inputs[BODY])
             else:
+                assert self.from_action is not None
                 embedded = self.from_action(inputs[ACTION])
             columns.append(embedded + when)
         stacked = torch.stack(columns, dim=2).flatten(1, 2)  # (batch, steps * tokens, width)
@@ -335,7 +339,7 @@ class Context:
         if len(self._history) == self.sizes.context:
             self._read_again()
         tokens = self.sizes.tokens
-        parts = [self.model.embed(inputs, tokens[:-1])]
+        parts = [self.model.embed(inputs, tokens[: tokens.index(BODY) + 1])]
         if self._history and self._cache.used % len(tokens):  # the last step's action token is still to come
             parts.insert(0, self.model.embed(self._history[-1], tokens[-1:]))
         x = self.model.extend(torch.cat(parts, dim=1), self._cache)

@@ -29,7 +29,7 @@ class Episode:
     mean_speed: float | None  # m/s along the world's x axis; None where the world does not say
     terminated: bool  # ended by the task, by a fall say, not by time
     skill: str | None = None  # the task that it was for; None where the world has no tasks
-    success: bool | None = None  # whether it showed the skill; None where the task does not say what that is
+    success: bool | None = None  # whether it showed the skill; None where nobody can say, see motor_batch.MotorBatch.outcome
     measures: dict[str, float] = field(default_factory=dict)  # what success is judged by, see measures.Measures.describe
     rewards: dict[str, float] = field(default_factory=dict)  # each reward term's sum
 

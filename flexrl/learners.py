@@ -196,22 +196,12 @@ class Learner:
         self._started = True
 
     def _episode_metrics(self) -> dict[str, float]:
-        """Means over the last finished episodes; reward terms are a step's."""
+        """Means over the last finished episodes."""
         episodes = list(self.model.ep_info_buffer or [])
         if not episodes:
             return {}
         keys = {"r": "rollout/return", "l": "rollout/length", "mean_speed": "rollout/mean_speed"}
-        metrics = {name: float(np.mean([e[key] for e in episodes])) for key, name in keys.items() if key in episodes[0]}
-        for skill in dict.fromkeys(episode["skill"] for episode in episodes if "skill" in episode):
-            its = [episode for episode in episodes if episode["skill"] == skill]
-            for key in its[0]:
-                if key.startswith("reward/"):
-                    name = f"reward/{skill}/{key.removeprefix('reward/')}"
-                    metrics[name] = float(np.mean([episode[key] / episode["skill_steps"] for episode in its]))
-            if "success" in its[0]:
-                metrics[f"rollout/success/{skill}"] = float(np.mean([episode["success"] for episode in its]))
-                metrics[f"rollout/length/{skill}"] = float(np.mean([episode["l"] for episode in its]))
-        return metrics
+        return {name: float(np.mean([e[key] for e in episodes])) for key, name in keys.items() if key in episodes[0]}
 
     def policy_arrays(self) -> dict[str, np.ndarray]:
         """The policy's weights by name."""

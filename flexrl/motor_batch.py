@@ -35,7 +35,8 @@ class Switch:
 
     before: str
     after: str
-    success: bool  # of what came before
+    success: bool | None  # of what came before; None where that says nothing, see `MotorBatch.outcome`
+    num_steps: int  # control steps of what came before
 
 
 @dataclass
@@ -282,10 +283,10 @@ class MotorBatch:
             if after == before:  # there is no other
                 self.asked.time_skill(i, self.rngs[i], float(now[i]))
                 continue
-            self.ended(i, bool(success[i]))
+            outcome, num_steps = self.ended(i, bool(success[i])), self.part_length(i)
             self.begin_skill(i, after)
             self.asked.time_skill(i, self.rngs[i], float(now[i]))
-            switches[i] = Switch(self.skills[before], self.skills[self.asked.skill[i]], bool(success[i]))
+            switches[i] = Switch(self.skills[before], self.skills[after], outcome, num_steps)
         return switches
 
     def begin_skill(self, i: int, skill: int) -> None:
@@ -298,17 +299,29 @@ class MotorBatch:
         if self.reference is not None:
             self.reference.ask_again(i)
 
-    def ended(self, i: int, success: bool) -> None:
-        """Counts how simulation i's part at its skill came out, unless that says nothing.
+    def ended(self, i: int, success: bool) -> bool | None:
+        """Counts how simulation i's part at its skill came out, unless that says nothing; its `outcome`."""
+        outcome = self.outcome(i, success)
+        if outcome is not None:
+            self.asked.ended(i, outcome)
+        return outcome
+
+    def outcome(self, i: int, success: bool) -> bool | None:
+        """`success` of simulation i's part at its skill, or None where it says nothing.
 
         It says nothing of getting up where the body stood when it was asked to, nor of tracking where there was no time to err,
-        nor where the time was cut.
+        nor where the time was cut, nor where the task does not say what success is.
         """
         skill = int(self.asked.skill[i])
+        if self.measures is None or self.tasks[skill].success is None:
+            return None
         stood = self.steps_before[i] > 0 and self.asked.loose[skill]
-        too_short = success and self.measures is not None and self.measures.num_counted[i] == 0
-        if not (stood or too_short or self.steps_before[i] < 0):
-            self.asked.ended(i, success)
+        too_short = success and self.measures.num_counted[i] == 0
+        return None if stood or too_short or self.steps_before[i] < 0 else success
+
+    def part_length(self, i: int) -> int:
+        """Control steps of simulation i's episode at its present skill."""
+        return int(self.num_steps[i] - max(self.steps_before[i], 0))
 
     def success(self, fell: Bools) -> Bools:
         """Whether each simulation's episode, ended now, showed its skill; False where the task does not say."""

@@ -31,6 +31,7 @@ SkillName = Literal[
 ]
 TaskName = Literal[SkillName, "sprint", "v5", "mixed"]
 RANGES = ("speed", "sideways", "yaw_rate")  # of a task's Command
+MAX_LETTERS = 300  # of a sentence
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -86,6 +87,8 @@ class MotorSettings(Settings):
     encoder: str = Field("hashed_ngrams", pattern=r"^(hashed_ngrams|transformer:.+)$")
     # which words: those to learn from, or others for the same skills, to see whether they are understood
     phrasings: Literal["train", "held_out"] = "train"
+    # a sentence that its one skill is asked for by, in place of those; null: those
+    words: str | None = Field(None, min_length=1, max_length=MAX_LETTERS)
     # distorted copies of each phrase (typing errors, words that nobody knows) that words are drawn from, too; evaluations and
     # datasets have none
     word_variants: int = Field(0, ge=0, le=1_000)
@@ -138,11 +141,26 @@ def resolve_tasks(settings: MotorSettings) -> dict[str, tuple[Task, float]]:
     if settings.task != "mixed":
         if settings.skills:
             raise ValueError("world.skills: only a mixed world has several; write task: mixed")
-        return {settings.task: (_resolve(settings, settings.task, "world.task"), 1.0)}
-    weights = {str(name): weight for name, weight in settings.skills.items()} or dict.fromkeys(SKILLS[settings.body], 1.0)
-    if sum(weights.values()) <= 0:
-        raise ValueError("world.skills: one weight at least must be above 0")
-    return {name: (_resolve(settings, name, "world.skills"), weight) for name, weight in weights.items()}
+        resolved: dict[str, tuple[Task, float]] = {settings.task: (_resolve(settings, settings.task, "world.task"), 1.0)}
+    else:
+        weights = {str(name): weight for name, weight in settings.skills.items()} or dict.fromkeys(SKILLS[settings.body], 1.0)
+        if sum(weights.values()) <= 0:
+            raise ValueError("world.skills: one weight at least must be above 0")
+        resolved = {name: (_resolve(settings, name, "world.skills"), weight) for name, weight in weights.items()}
+    if settings.words is not None and sum(weight > 0 for _, weight in resolved.values()) > 1:
+        raise ValueError("world.words: one sentence asks for one skill; give the others no weight, or write null")
+    return resolved
+
+
+def check_curriculum(settings: MotorSettings) -> None:
+    """ValueError with a sentence if a curriculum would change nothing; for trainings, as nothing else has one."""
+    if settings.curriculum is None:
+        return
+    tasks = {name: task for name, (task, weight) in resolve_tasks(settings).items() if weight > 0}
+    if not any(task.can_be_easier for task in tasks.values()):
+        ahead = next((name for name, task in tasks.items() if task.success is not None and task.command.speed[0] > 0), None)
+        begin = f", or what {ahead} begins with, as world.tasks: {{{ahead}: {{easiest: {{speed: [0, 0.5]}}}}}}" if ahead else ""
+        raise ValueError(f"world.curriculum: nothing here has an easier form; write null{begin}")
 
 
 def _resolve(settings: MotorSettings, name: str, where: str) -> Task:

@@ -43,6 +43,8 @@ class DTSettings(Settings):
     bins: int | None = Field(None, ge=2, le=4096)
     # a token says what the episode has still to bring
     returns: bool = True
+    # a token says what was done; without it nobody can copy what he did the step before
+    actions: bool = True
 
 
 class CloningSettings(Settings):
@@ -159,6 +161,7 @@ def sizes_of(settings: DTSettings, body: int, goal: list[int], sampler: WindowSa
         width=settings.width,
         dropout=settings.dropout,
         bins=settings.bins or 0,
+        has_action=settings.actions,
     )
 
 

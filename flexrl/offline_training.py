@@ -37,6 +37,7 @@ from flexrl.offline import (
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
 from flexrl.parallel import Peers
 from flexrl.policies import Policy, Snapshot, open_snapshot
+from flexrl.text_encoders import find_encoder
 from flexrl.windows import GOAL_BLOCKS, Windows, WindowSampler, split
 from flexrl.worlds import CANNOT_MAKE, GymnasiumSettings, describe_space, evaluation_settings, make_world, recorded_world, why
 
@@ -78,6 +79,8 @@ class TrainDTSettings(Settings):
     target: Literal["action", "intended"] = "intended"
     # what the model sees of the goal: any of skill, command (speeds and yaw rate), place, words
     goal: list[GoalPart] = []
+    # who makes vectors of words, as a world's `encoder`: hashed_ngrams, or transformer:FOLDER; null: the datasets' own
+    encoder: str | None = Field(None, pattern=r"^(hashed_ngrams|transformer:.+)$")
     # distorted copies of each phrase (typing errors, words that nobody knows) that words are drawn from, too
     word_variants: int = Field(20, ge=0, le=1_000)
     # share of the windows that each part of the goal, and the return, is hidden in, so that a prompt may leave it out: one
@@ -133,6 +136,8 @@ class TrainDTSettings(Settings):
             raise ValueError("goal: expected each part once")
         if self.patience is not None and not self.held_out:
             raise ValueError("patience: no episode is held out to wait for; write held_out: 0.05, or patience: null")
+        if self.encoder is not None and "words" not in self.goal:
+            raise ValueError("encoder: the goal has no words that it could read; leave it away, or write goal: [words]")
         if self.model.kind == "gcbc" and not self.goal:
             raise ValueError("goal: gcbc needs one, such as [skill, command]")
         if self.model.kind == "bc" and self.goal:
@@ -159,11 +164,18 @@ def hidden_shares(settings: TrainDTSettings) -> list[float]:
 
 
 def open_all(settings: TrainDTSettings) -> list[Dataset]:
-    """The datasets; UserError with the setting's name."""
+    """The datasets, their words to be read by `encoder`; UserError with the setting's name."""
     try:
-        return [open_dataset(Path(path)) for path in settings.datasets]
+        datasets = [open_dataset(Path(path)) for path in settings.datasets]
     except UserError as error:
         raise UserError(f"datasets: {error}") from None
+    if settings.encoder is None:
+        return datasets
+    try:
+        find_encoder(settings.encoder)
+    except ValueError as error:
+        raise UserError(str(error).removeprefix("world.")) from None
+    return [dataset.read_by(settings.encoder) for dataset in datasets]
 
 
 def rehearse(settings: TrainDTSettings, is_new: bool) -> None:
@@ -284,7 +296,7 @@ def check_goal(parent: Snapshot, settings: TrainDTSettings, sampler: WindowSampl
     encoder = info.world.get("encoder", "hashed_ngrams")
     if "words" in settings.goal and world.encoder != encoder:
         raise UserError(
-            f"init_from: {parent.folder} reads words by {world.encoder}, the datasets by {encoder}; write init_from: null"
+            f"init_from: {parent.folder} reads words by {world.encoder}, here it is {encoder}; write encoder: {world.encoder}"
         )
 
 

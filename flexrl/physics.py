@@ -19,6 +19,7 @@ from flexrl import machine
 Array = NDArray[np.float64]
 Mode = Literal["v5", "fast"]
 SERVO_ERROR = 0.4  # rad: a servo this far from its target pulls with all that the motor has
+KEPT = 8  # of what is made once for a seed
 SERVO_DAMPING = 0.05  # s: of a servo, as a share of its stiffness
 
 # Warnings after which MuJoCo has put the simulation back to its default state (bad qpos, qvel, qacc): the episode is lost.
@@ -178,8 +179,10 @@ class Physics:
         return self._default_qpos
 
     def keep(self, key: Any, make: Callable[[], Array]) -> Array:
-        """What `make` returned the first time for this key and seed."""
+        """What `make`, which must depend on nothing else, returned for this key and seed, or returns again: KEPT are kept."""
         if (key, self.seed) not in self._kept:
+            if len(self._kept) == KEPT:
+                del self._kept[next(iter(self._kept))]
             self._kept[key, self.seed] = make()
         return self._kept[key, self.seed]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from flexrl.config import Settings, UserError
 from flexrl.evaluation import Episode, metrics_of, run_episodes, summarise
-from flexrl.motor_settings import MotorSettings, resolve_tasks
+from flexrl.motor_settings import MAX_LETTERS, MotorSettings, resolve_tasks
 from flexrl.motor_world import MotorWorld
 from flexrl.policies import (
     WITHOUT_SNAPSHOT,
@@ -25,7 +26,9 @@ from flexrl.policies import (
     ZeroPolicy,
     load_policy,
     open_snapshot,
+    prompt_without_skill,
 )
+from flexrl.text_encoders import closest, find_encoder
 from flexrl.worlds import WorldSettings, evaluation_settings, make_world, only_skill
 
 
@@ -46,9 +49,11 @@ class PlaySettings(Settings):
     task: str | None = None
     # only this skill of a policy that has several; null: all, one after the other
     skill: str | None = None
+    # a sentence for a policy that reads words, played at `skill`, or where the skill's own words are closest; null: its skills'
+    words: str | None = Field(None, min_length=1, max_length=MAX_LETTERS)
     # the return that a Decision Transformer is asked for; null: a high one of its data
     target_return: float | None = None
-    # the parts of its goal that a Decision Transformer is shown; null: all
+    # the parts of its goal that a Decision Transformer is shown; null: all, of which `words` leaves the skill away
     prompt: list[str] | None = None
     # sample actions instead of taking the likeliest
     stochastic: bool = False
@@ -72,8 +77,37 @@ def world_of(settings: PlaySettings, snapshot: Snapshot | None) -> Any:
         raise UserError("task: a policy that sees its goal is played at its own tasks; leave it away")
     world = evaluation_settings(own, settings.num_episodes, settings.physics, task)
     if snapshot and snapshot.about["kind"] == "offline":
-        check_seen(world, settings.skill, settings.model)
-    return choose_skill(check_task(world), settings.skill)
+        check_seen(world, settings.skill, settings.model, "skill")
+    world = check_task(world)
+    if settings.words is None:
+        return choose_skill(world, settings.skill)
+    if "embedding" not in getattr(world, "goal", ()):
+        raise UserError(f"words: {settings.model} reads none; name one of its skills")
+    skill = settings.skill or understand(settings.words, world).skill
+    return choose_skill(world, skill).model_copy(update={"words": settings.words})
+
+
+@dataclass(frozen=True)
+class Understood:
+    """What a sentence was taken for."""
+
+    skill: str
+    phrase: str  # of that skill's, the closest
+    likeness: float  # 1: the same words
+
+
+def understand(words: str, settings: MotorSettings) -> Understood:
+    """The skill of this world, of those with weight, whose words are closest to a sentence; UserError if none is like it."""
+    tasks = [(name, task) for name, (task, weight) in resolve_tasks(settings).items() if weight > 0]
+    known = [(name, phrase) for name, task in tasks for phrase in task.words.train]
+    try:
+        encoder = find_encoder(settings.encoder)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    index, likeness = closest(words, [phrase for _, phrase in known], encoder)
+    if likeness <= 0:
+        raise UserError(f"words: {words!r} is like nothing that is known here, such as {known[0][1]!r} or {known[-1][1]!r}")
+    return Understood(*known[index], likeness)
 
 
 def check_task(settings: Any) -> Any:
@@ -86,11 +120,11 @@ def check_task(settings: Any) -> Any:
     return settings
 
 
-def check_seen(settings: Any, skill: str | None, model: str) -> None:
-    """UserError if the data that a policy learned from never showed that skill."""
+def check_seen(settings: Any, skill: str | None, model: str, setting: str) -> None:
+    """UserError naming the setting if the data that a policy learned from never showed that skill."""
     if isinstance(settings, MotorSettings) and settings.skills.get(skill, 1.0) == 0:  # type: ignore[call-overload]
         shown = ", ".join(name for name, weight in settings.skills.items() if weight > 0)
-        raise UserError(f"skill {skill}: the data of {model} never showed it; it showed {shown}")
+        raise UserError(f"{setting}: the data of {model} never showed {skill}; it showed {shown}")
 
 
 def choose_skill(settings: Any, skill: str | None) -> Any:
@@ -108,7 +142,10 @@ def choose_skill(settings: Any, skill: str | None) -> Any:
 def policy_of(settings: PlaySettings, snapshot: Snapshot | None, world: Any) -> Policy:
     """The snapshot's policy, or random or zero actions."""
     if snapshot is not None:
-        return load_policy(snapshot, not settings.stochastic, settings.target_return, settings.prompt)
+        prompt = settings.prompt
+        if settings.words is not None and prompt is None:
+            prompt = prompt_without_skill(snapshot)
+        return load_policy(snapshot, not settings.stochastic, settings.target_return, prompt)
     if settings.prompt is not None or settings.target_return is not None:
         raise UserError(f"prompt, target_return: {settings.model} sees no goal; leave them away")
     return RandomPolicy(world.action_space, settings.seed) if settings.model == "random" else ZeroPolicy(world.action_space)

@@ -319,12 +319,24 @@ def shown_parts(settings: OfflineSettings, prompt: Sequence[str] | None) -> list
         if part not in known:
             raise UserError(f"prompt: it never saw {part!r}; it knows {', '.join(known) or 'nothing to choose from'}")
     for part in known:
-        hidden = settings.hide.get(part, 0.0) if isinstance(settings.hide, dict) else settings.hide
-        if part not in prompt and not hidden:
+        if part not in prompt and not _hidden(settings, part):
             raise UserError(f"prompt: it was never without {part}; name it too, or train it with hide: {{{part}: 0.3}}")
     if settings.goal and not set(prompt) & set(settings.goal):
         raise UserError(f"prompt: name one part of the goal at least, of {', '.join(settings.goal)}")
     return [part in prompt or part not in known for part in parts]
+
+
+def prompt_without_skill(snapshot: Snapshot) -> list[str] | None:
+    """All that a transformer can be shown but the skill, which its words stand for; null where it cannot be without."""
+    if snapshot.about["kind"] != "offline":
+        return None
+    settings = config.load(OfflineSettings, snapshot.folder / "settings.yaml")
+    known = prompt_parts(settings.model, settings.goal)
+    return [part for part in known if part != "skill"] if "skill" in known and _hidden(settings, "skill") else None
+
+
+def _hidden(settings: OfflineSettings, part: Part) -> float:
+    return settings.hide.get(part, 0.0) if isinstance(settings.hide, dict) else settings.hide
 
 
 # What a snapshot's "kind" may be, and who makes a policy of it.

@@ -63,7 +63,7 @@ class Run(Generic[S]):
         self.seed: int = getattr(settings, "seed", 0)
         self.stop_signal: int | None = None
         self._writing = False
-        self.num_steps = 0
+        self.num_steps, self.unit = 0, "step"  # how far it has come, and in what
         self._state: Callable[[], dict[str, bytes]] | None = None
         self._state_is_saved = True
         self._warned: set[str] = set()
@@ -120,14 +120,19 @@ class Run(Generic[S]):
             raise Stopped(signum)
 
     def add_parent(self, path: str, folder: Path) -> None:
-        """Before the run is entered: it is made from the snapshot in `folder`, which was named as `path`.
+        """Before the run is entered: it is made from the snapshot in `folder`, or from a file, which was named as `path`.
 
         The parent's lineage is kept with the run's own, as the parent may be gone when somebody asks.
         """
-        self.parents[path] = snapshots.content_hash(folder)
+        self.parents[path] = snapshots.file_hash(folder) if folder.is_file() else snapshots.content_hash(folder)
         if (folder / "lineage.json").is_file():
             lineage = json.loads((folder / "lineage.json").read_bytes())
             self.ancestry |= flat_ancestry(lineage) | {self.parents[path]: {**lineage, "ancestry": {}}}
+
+    def check_parent(self, setting: str, path: str, content_hash: str, cure: str) -> None:
+        """UserError if what is at `path` now, by its hash, is not what the run began with."""
+        if self.lineage["parents"].get(path) != content_hash:
+            raise UserError(f"{setting}: {path} is not what {self.folder} began with; put it back, or {cure}")
 
     def check_stop(self) -> None:
         """Raises Stopped if a signal came while its exception could not travel (inside a destructor, say)."""
@@ -148,7 +153,7 @@ class Run(Generic[S]):
             signal.signal(number, handler)
         self._lock.close()
         if isinstance(error, Stopped):
-            print(f"\nstopped by {error} at step {self.num_steps:,}; {self._way_on()}", file=sys.stderr)
+            print(f"\nstopped by {error} at {self.unit} {self.num_steps:,}; {self._way_on()}", file=sys.stderr)
             sys.exit(128 + error.signum)
         if error is None and not saved:
             sys.exit(exit_codes.OUT_OF_RESOURCES)

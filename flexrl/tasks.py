@@ -96,6 +96,11 @@ class Task:
     posture: Mapping[str, float] = field(default_factory=dict)  # rad: angles asked of joints, 0 for those left out
     total: Callable[[Array], Array] = field(default=sum_terms)  # of the weighted terms, (num_terms, num_envs)
 
+    @property
+    def can_be_easier(self) -> bool:
+        """Whether a curriculum has something to begin with, and something to go by."""
+        return self.success is not None and (self.lift > 0 or self.easiest is not None)
+
 
 def walks_at_speed(measures: Measures, fell: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """No fall, and the mean speed within 0.15 m/s of the asked one, the mean yaw rate within 0.15 rad/s."""

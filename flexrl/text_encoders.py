@@ -83,6 +83,13 @@ def embed(phrases: Sequence[str], encoder: Encoder) -> Array:
     return np.array([np.concatenate([encoder.encode(phrase), encoder.encode(in_a_mirror(phrase))]) for phrase in phrases])
 
 
+def closest(phrase: str, phrases: Sequence[str], encoder: Encoder) -> tuple[int, float]:
+    """Which of `phrases` lies closest to a phrase, and how close: the cosine of their vectors, 1 for the same."""
+    likeness = np.array([encoder.encode(other) for other in phrases]) @ encoder.encode(phrase)
+    best = int(likeness.argmax())
+    return best, float(likeness[best])
+
+
 def in_a_mirror(phrase: str) -> str:
     """The phrase with left and right exchanged."""
     return phrase.replace("left", "\0").replace("right", "left").replace("\0", "right")

@@ -17,7 +17,7 @@ from flexrl.config import Settings, UserError
 from flexrl.evaluation import Trail, metrics_of, run_episodes, summarise
 from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
 from flexrl.learners import Learner, make_idle_learner
-from flexrl.motor_settings import MotorSettings, TaskName, resolve_tasks
+from flexrl.motor_settings import MotorSettings, TaskName, check_curriculum, resolve_tasks
 from flexrl.policies import load_policy, open_snapshot, policy_of
 from flexrl.warm_start import Parent, Parents, init_from
 from flexrl.worlds import WorldSettings, describe_space, evaluation_settings, make_world, normalise
@@ -115,6 +115,11 @@ def rehearse(settings: TrainSettings, is_new: bool) -> None:
     kind, _, index = settings.device.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():  # SB3 would take the CPU without a word
         raise UserError(f"device: there is no {settings.device} among {torch.cuda.device_count()} GPUs here; write auto")
+    if is_new and isinstance(settings.world, MotorSettings):
+        try:
+            check_curriculum(settings.world)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     try:
         world = make_world(evaluation_settings(settings.world, 1))
     except (ValueError, ImportError, gymnasium.error.Error) as error:

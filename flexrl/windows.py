@@ -252,7 +252,7 @@ def split(datasets: Sequence[Dataset], top: float, held_out: float, whole: bool 
 
     `top`: the share of the steps of all datasets together, those of the episodes with the highest returns among them all,
     that is kept (1: all). `whole`: without episodes that the collection's end cut, whose returns say nothing, unless all are.
-    Then every 1 / `held_out`th of a dataset's kept episodes is held out, where there are two at least.
+    Then that share of a dataset's kept episodes is held out, evenly spread, the first among them, where there are two at least.
     """
     returns, lengths, cut = (
         np.concatenate([getattr(d.episodes, name) for d in datasets]) for name in ("episode_return", "length", "cut")
@@ -269,6 +269,7 @@ def split(datasets: Sequence[Dataset], top: float, held_out: float, whole: bool 
     for mine in np.split(kept, ends[:-1]):
         held, chosen = np.zeros(len(mine), bool), np.flatnonzero(mine)
         if held_out > 0 and len(chosen) > 1:
-            held[chosen[:: max(2, round(1 / held_out))]] = True
+            counted = np.floor(np.arange(len(chosen)) * held_out + 1e-9)
+            held[chosen[np.diff(counted, prepend=-1) > 0]] = True
         masks.append((mine & ~held, held))
     return masks

@@ -22,6 +22,7 @@ from flexrl import config
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.dataset_exports import export_minari
+from flexrl.lineage import trace
 from flexrl.offline_training import TrainDTSettings, rehearse
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,9 @@ def test_minari_opens_it_steps_its_world_and_comes_back(dataset: Dataset, monkey
     back = collect(workspace, "--name", "back", "--import-minari", str(workspace / "minari" / "humanoid" / "skills-v0"))
     assert back.returncode == 0, back.stderr
     ours = open_dataset(workspace / "back")
+    ancestors = trace(workspace / "back").parents
+    assert {Path(ancestor.path).name for ancestor in ancestors} >= {"metadata.json"}
+    assert all(ancestor.mark == "intact" for ancestor in ancestors)
     for name in ("observation", "action", "reward", "terminated", "truncated"):
         np.testing.assert_array_equal(steps_of(ours, name), steps_of(dataset, name))
     np.testing.assert_allclose(ours.episodes.episode_return, dataset.episodes.episode_return, rtol=1e-5)

@@ -17,19 +17,22 @@ import pytest
 import torch
 from toy_dataset import write_toy
 
-from flexrl import config, phrasings, snapshots
+from flexrl import config, phrasings, playing, snapshots
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.dt import ACTION, BODY, GOAL, RETURN, Block, Context, DecisionTransformer, Dropout, Sizes, random_words
 from flexrl.offline_training import TrainDTSettings, rehearse
+from flexrl.playing import PlaySettings
 from flexrl.policies import load_policy, open_snapshot
 from flexrl.tasks import SKILLS as SKILLS_OF
 from flexrl.tasks import find_task
-from flexrl.text_encoders import NUM_FEATURES, find_encoder
+from flexrl.text_encoders import NUM_FEATURES, embed, find_encoder
 from flexrl.windows import WindowSampler, split
 
 ROOT = Path(__file__).parent.parent
 SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"
+TRANSFORMER = ROOT / "examples" / "pretrained" / "humanoid_dt"
+KNOWN = ("skill", "command", "place", "words")
 SIZES = Sizes(body=5, goal=(3, 2), action=2, has_return=True, context=6, max_time=50, layers=2, heads=2, width=16, dropout=0.0)
 
 
@@ -149,10 +152,17 @@ def test_a_model_does_not_see_what_comes_later() -> None:
         assert (after[:, first:] - before[:, first:]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("has_return", [True, False])
-def test_acting_with_kept_keys_is_reading_all_anew(has_return: bool) -> None:
+def test_without_a_token_for_it_what_was_done_is_not_seen() -> None:
+    model, inputs = some_model(replace(SIZES, has_action=False)), some_inputs(2, 6)
+    other = {**inputs, ACTION: -inputs[ACTION]}
+    torch.testing.assert_close(model(other), model(inputs), rtol=0, atol=0)
+    assert not any("from_action" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("sizes", [SIZES, replace(SIZES, has_return=False), replace(SIZES, has_action=False)])
+def test_acting_with_kept_keys_is_reading_all_anew(sizes: Sizes) -> None:
     """Over many more steps than the context holds, with episodes that begin at different times."""
-    model, num_steps = some_model(replace(SIZES, has_return=has_return)), 25
+    model, num_steps = some_model(sizes), 25
     inputs, context = some_inputs(3, num_steps), Context(model, 3)
     begins = {0: [True] * 3, 4: [False, True, False], 11: [True, False, False], 12: [False, False, True]}
     first, stretch = np.zeros(3, int), 0  # where each episode began, and the steps that the cache holds
@@ -303,6 +313,16 @@ def test_the_best_tenth_is_kept_and_others_are_held_out(dataset: Dataset) -> Non
     assert table.length[kept].sum() >= 0.3 * table.length.sum()
 
 
+def test_as_many_are_held_out_as_are_asked_for(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "toy", np.arange(100.0), length=2)
+    for share in (0.05, 0.13, 0.3, 0.4, 0.5):
+        [(learned, held)] = split([data], top=1.0, held_out=share)
+        assert held.sum() == pytest.approx(100 * share, abs=1)
+        assert (learned ^ held).all()
+        np.testing.assert_array_less(np.diff(np.flatnonzero(held)), 1 / share + 1)
+    assert np.flatnonzero(split([data], top=1.0, held_out=0.05)[0][1]).tolist() == list(range(0, 100, 20))
+
+
 TRAIN = (
     "num_updates=60",
     "evaluation={every: 20, batches: 2}",
@@ -432,7 +452,7 @@ def test_no_distorted_copy_is_a_phrase_that_is_held_out() -> None:
 
 
 def test_a_policy_is_prompted_with_what_it_learned(dataset: Dataset, tmp_path: Path) -> None:
-    settings = ("model={width: 32, context: 8, returns: false}", "goal=[skill, words, command]")
+    settings = ("model={width: 32, context: 8, returns: false, actions: false}", "goal=[skill, words, command]")
     hide = "hide={skill: 0.5, words: 0.5}"
     done = run(train(tmp_path, "m", dataset, *settings, hide, "num_updates=2"))
     assert done.returncode == 0, done.stderr
@@ -457,6 +477,46 @@ def test_a_policy_is_prompted_with_what_it_learned(dataset: Dataset, tmp_path: P
     assert (refused.returncode, "has no prompt" in refused.stderr) == (2, True)
 
 
+def test_a_sentence_of_ones_own_is_played_at_the_skill_it_is_closest_to() -> None:
+    words = "could you walk a little forwards"
+
+    def actions_of(settings: PlaySettings) -> tuple[str, list[np.ndarray]]:
+        with playing.opened(settings) as (policy, world):
+            (skill,) = playing.skills_played(world)
+            obs = world.reset()
+            vector = embed([words], find_encoder("hashed_ngrams"))[0].astype(np.float32)
+            np.testing.assert_array_equal(obs[0, -2 * NUM_FEATURES :], vector)
+            policy.reset(np.ones(1, bool))
+            first = policy.act(obs)
+            obs[:, 65 : 65 + len(world.batch.skills)] = 0.5
+            policy.reset(np.ones(1, bool))
+            return skill, [first, policy.act(obs)]
+
+    asked = PlaySettings(model=str(TRANSFORMER), num_episodes=1, words=words)
+    skill, (first, second) = actions_of(asked)
+    assert skill == "walk_forward"
+    np.testing.assert_allclose(first, second, atol=1e-5)  # nobody told it the skill
+    skill, (first, second) = actions_of(asked.model_copy(update={"skill": "turn_left", "prompt": list(KNOWN)}))
+    assert skill == "turn_left"
+    assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--model", str(SKILLS), "--words", "walk"), f"--words: {SKILLS} reads none; name one of its skills"),
+        (("--model", str(TRANSFORMER), "--words", " , "), "--words: ' , ' is like nothing that is known here"),
+        (("--model", str(TRANSFORMER), "--words", ""), "--words: expected a sentence of at most 300 letters"),
+        (("--model", "random", "--words", "walk"), "--words: random reads none"),
+    ],
+)
+def test_sentences_that_cannot_be_followed_are_refused(arguments: tuple[str, ...], line: str) -> None:
+    refused = run([sys.executable, "play.py", "--episodes", "1", *arguments])
+    assert refused.returncode == 2
+    assert line in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
 def test_a_skill_that_the_data_never_showed_is_refused(tmp_path: Path) -> None:
     skills = ("--set", "skills={turn_left: 1, stand_still: 1}", "--set", "switch=null", "--set", "num_envs=4")
     assert run(script("collect.py", tmp_path, "--name", "d", "--model", str(SKILLS), "--steps", "400", *skills)).returncode == 0
@@ -467,7 +527,14 @@ def test_a_skill_that_the_data_never_showed_is_refused(tmp_path: Path) -> None:
     play = [sys.executable, "play.py", "--model", str(tmp_path / "m" / "best"), "--episodes", "1"]
     refused = run([*play, "--goal", "walk_forward"])
     assert refused.returncode == 2
-    assert "never showed it; it showed stand_still, turn_left" in refused.stderr
+    assert "--goal: the data of" in refused.stderr
+    assert "never showed walk_forward; it showed stand_still, turn_left" in refused.stderr
+    collect = ("--name", "more", "--model", str(tmp_path / "m" / "best"), "--steps", "100", "--set", "num_envs=2")
+    refused = run(script("collect.py", tmp_path, *collect, "--set", "skills={walk_forward: 1}"))
+    assert refused.returncode == 2
+    assert "skills" in refused.stderr.partition("the data of")[0]
+    assert "never showed walk_forward" in refused.stderr
+    assert not (tmp_path / "more").exists()
     assert run([*play, "--goal", "turn_left"]).returncode == 0
 
 

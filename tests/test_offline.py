@@ -18,8 +18,9 @@ from flexrl.config import UserError
 from flexrl.dataset import BlockInfo
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.offline import OfflineLearner
-from flexrl.offline_training import TrainDTSettings, make_learner, rehearse
+from flexrl.offline_training import TrainDTSettings, make_learner, open_all, rehearse, world_of
 from flexrl.policies import open_snapshot
+from flexrl.text_encoders import NUM_FEATURES, Encoder, hashed_ngrams
 from flexrl.windows import Windows, WindowSampler, check_alike, split
 
 TRANSFORMER = Path(__file__).parent.parent / "examples" / "pretrained" / "humanoid_dt"
@@ -243,7 +244,27 @@ def test_bfloat16_is_of_the_products_alone(tmp_path: Path) -> None:
 # ---- what an earlier model knew
 
 
-def test_a_model_of_another_goal_or_other_skills_is_no_beginning(tmp_path: Path) -> None:
+def test_words_are_read_by_the_encoder_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = MotorSettings(body="half_cheetah", task="run_forward").model_dump(mode="json")
+    blocks = (BlockInfo(name="proprio", size=23),)
+    bounds = {"action_low": (-1.0,) * 6, "action_high": (1.0,) * 6}
+    info = toy_info(world, "half_cheetah", (23, 6), [("run_forward", "run")], observation=blocks, **bounds)
+    data = f"datasets=[{write_toy(tmp_path / 'toy', range(3), info).folder}]"
+    model = "model={kind: gcbc, hidden: [4]}"
+    assert refused(data, model, "goal=[words]", "encoder=transformer:nowhere").startswith("encoder: nowhere holds no encoder")
+    with pytest.raises(UserError, match="encoder: the goal has no words that it could read"):
+        settings_of(data, model, "goal=[command]", "encoder=hashed_ngrams")
+    for file in ("windows", "offline_training", "goals"):
+        monkeypatch.setattr(f"flexrl.{file}.find_encoder", lambda name: Encoder(3, lambda phrase: np.full(3, len(name))))
+    settings = settings_of(data, model, "goal=[words]", "encoder=transformer:large")
+    rehearse(settings, True)
+    learner = make_learner(settings, open_all(settings))[0]
+    assert (learner.sampler.draw(2, np.random.default_rng(0)).goal == len("transformer:large")).all()
+    assert learner.sampler.goal_size == 6
+    assert world_of(settings, learner).encoder == "transformer:large"
+
+
+def test_a_model_of_another_goal_or_other_skills_is_no_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped transformer's sizes fit the data of all three trainings; what its numbers mean only that of the first."""
     world = open_snapshot(TRANSFORMER).settings.world
     assert isinstance(world, MotorSettings)
@@ -267,3 +288,7 @@ def test_a_model_of_another_goal_or_other_skills_is_no_beginning(tmp_path: Path)
     others = (data_of("others", skills[::-1]), model, f"init_from={TRANSFORMER}")
     told = refused(*others, "goal=[skill, command, place, words]")
     assert f"knows the skills {', '.join(skills)}, the datasets have {', '.join(skills[::-1])}" in told
+    for file in ("windows", "offline_training"):
+        monkeypatch.setattr(f"flexrl.{file}.find_encoder", lambda name: Encoder(NUM_FEATURES, hashed_ngrams))
+    told = refused(*same, "goal=[skill, command, place, words]", "encoder=transformer:other")
+    assert "reads words by hashed_ngrams, here it is transformer:other; write encoder: hashed_ngrams" in told

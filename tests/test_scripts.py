@@ -418,7 +418,7 @@ def test_files_import_downward_only() -> None:
             ("yaml_values", "config", "snapshots", "runs", "command_line", "exit_codes", "progress", "words", "statistics"), 0
         ),
         **dict.fromkeys(("provenance", "randomness", "machine", "trial"), 0),
-        **dict.fromkeys(("physics", "body_state", "rewards", "resets", "measures", "tasks", "skill_sampling"), 1),
+        **dict.fromkeys(("physics", "body_state", "rewards", "resets", "measures", "tasks", "skill_sampling", "outcomes"), 1),
         **dict.fromkeys(("reference", "curriculum", "text_encoders", "phrasings", "randomise"), 1),
         **dict.fromkeys(("observations", "goals", "looks", "render", "viewer"), 1),
         **dict.fromkeys(("motor_settings", "assignments", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from flexrl.curriculum import Curriculum, CurriculumSettings, next_level
 from flexrl.motor_batch import MotorBatch
 from flexrl.motor_settings import MotorSettings, TaskOverrides, resolve_tasks
 from flexrl.motor_world import MotorWorld
+from flexrl.outcomes import WINDOW, Outcomes
 from flexrl.physics import SERVO_ERROR
 from flexrl.policies import ZeroPolicy
 from flexrl.reference import LEAD, SETTLING, Reference
@@ -128,6 +131,51 @@ def test_reward_terms_of_an_episode_are_those_of_its_last_skill() -> None:
             assert episode["reward/alive"] == pytest.approx(3.0 * episode["skill_steps"])
 
 
+def test_what_is_logged_of_a_skill_is_of_all_its_parts_and_judged_where_they_tell() -> None:
+    settings = MotorSettings(task="mixed", num_envs=16, num_threads=1, action="servo", goal=GOAL, switch=(0.2, 0.4))
+    world = MotorWorld(settings, seed=0)
+    world.reset()
+    parts, judged = Counter[str](), dict[str, list[bool]]()
+    for _ in range(120):
+        before = [world.batch.skills[skill] for skill in world.batch.asked.skill]
+        *_, infos = world.step(np.zeros((16, 17), np.float32))
+        for skill, info in zip(before, infos, strict=True):
+            if "switch" in info or "episode" in info:
+                parts[skill] += 1
+                success = info["switch"].success if "switch" in info else info["episode"].get("success")
+                judged.setdefault(skill, []).extend([] if success is None else [success])
+    metrics = world.take_metrics()
+    assert dict(zip(world.batch.skills, world.outcomes.num_parts, strict=True)) == {s: parts[s] for s in world.batch.skills}
+    assert parts["walk_forward"] > 1
+    for skill, successes in judged.items():  # within a second nothing is measured: only falls tell
+        assert metrics.get(f"rollout/success/{skill}") == (pytest.approx(np.mean(successes)) if successes else None)
+        if skill != "recover":
+            assert not any(successes)
+            assert metrics[f"reward/{skill}/alive"] == pytest.approx(3.0)  # its weight
+    going = world.batch.num_steps - np.maximum(world.batch.steps_before, 0)
+    logged = sum(metrics[f"rollout/length/{skill}"] * number for skill, number in parts.items())
+    assert logged + going.sum() == pytest.approx(120 * 16)
+
+
+def test_outcomes_are_of_the_last_parts() -> None:
+    outcomes = Outcomes(num_skills=2, num_terms=1)
+    outcomes.add(0, False, 50, np.array([500.0]))
+    assert outcomes.metrics(["walk", "turn"], [{"alive": 0}, {"alive": 0}]) == {
+        "reward/walk/alive": 10.0,
+        "rollout/length/walk": 50.0,
+        "rollout/success/walk": 0.0,
+    }
+    for _ in range(WINDOW):
+        outcomes.add(0, True, 10, np.array([30.0]))
+    outcomes.add(1, None, 4, np.array([8.0]))
+    assert outcomes.metrics(["walk", "turn"], [{"alive": 0}, {}]) == {
+        "reward/walk/alive": 3.0,
+        "rollout/length/walk": 10.0,
+        "rollout/success/walk": 1.0,
+        "rollout/length/turn": 4.0,
+    }
+
+
 def test_the_state_goes_on_exactly_through_switches_and_levels() -> None:
     settings = MotorSettings(
         task="mixed", num_envs=16, num_threads=1, action="servo", goal=GOAL, switch=(0.2, 0.4), curriculum={"episodes": 2}
@@ -144,6 +192,9 @@ def test_the_state_goes_on_exactly_through_switches_and_levels() -> None:
         (ours, our_rewards, *_), (theirs, their_rewards, *_) = world.step(action), other.step(action)
         np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_array_equal(our_rewards, their_rewards)
+    ours, theirs = world.take_metrics(), other.take_metrics()
+    assert ours.keys() == theirs.keys()
+    assert {key: ours[key] for key in ours if "diverged" not in key} == {k: theirs[k] for k in theirs if "diverged" not in k}
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

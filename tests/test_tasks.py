@@ -11,8 +11,9 @@ import pytest
 from flexrl import rewards, tasks
 from flexrl.body_state import State
 from flexrl.motor_batch import MotorBatch
-from flexrl.motor_settings import MotorSettings, TaskOverrides, resolve_tasks
-from flexrl.physics import BODIES, Physics
+from flexrl.motor_settings import MotorSettings, TaskOverrides, check_curriculum, resolve_tasks
+from flexrl.physics import BODIES, KEPT, Physics
+from flexrl.resets import FallenPoses
 
 
 def state_at(qpos: dict[int, float] | None = None, **changes: object) -> State:
@@ -171,11 +172,50 @@ def test_yaml_changes_when_commands_change_and_where_a_curriculum_begins() -> No
         ),
         ({"tasks": {"follow": {"every": (0.0, 1.0)}}}, "follow.every: expected more than the 1 s of settling, found 0"),
         ({"task": "mixed", "switch": (-3, 8)}, "world.switch: expected seconds above 0, found -3"),
+        (
+            {"task": "mixed", "skills": {"follow": 1, "recover": 1}, "words": "go"},
+            "world.words: one sentence asks for one skill",
+        ),
     ],
 )
 def test_changes_that_no_task_has_are_refused_whether_the_world_has_the_task_or_not(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         resolve_tasks(MotorSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, r"nothing here has an easier form; write null, or what walk_forward begins with, as world.tasks: {walk_forward: "),
+        ({"task": "sprint"}, "write null$"),  # nobody says what its success is
+        ({"body": "half_cheetah", "task": "recover"}, "write null$"),
+        ({"task": "mixed", "skills": {"walk_forward": 1, "recover": 0}}, "nothing here has an easier form"),
+    ],
+)
+def test_a_curriculum_that_would_change_nothing_is_refused(settings: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"world.curriculum: .*{words}"):
+        check_curriculum(MotorSettings(curriculum={}, **settings))
+    check_curriculum(MotorSettings(**settings))
+
+
+def test_a_curriculum_may_begin_with_ranges_or_with_help() -> None:
+    easiest = TaskOverrides(easiest={"speed": (0.0, 0.5)})
+    for settings in ({"tasks": {"follow": easiest}, "task": "follow"}, {"task": "recover"}, {"task": "mixed"}):
+        check_curriculum(MotorSettings(curriculum={}, **settings))
+
+
+def test_banks_of_postures_are_kept_but_not_all_of_them() -> None:
+    batch = MotorBatch(MotorSettings(task="recover", tasks={"recover": {"poses": 2}}, num_envs=1, num_threads=1), seed=0)
+    reset = batch.tasks[0].reset
+    assert isinstance(reset, FallenPoses)
+    first = reset.bank(batch.physics)
+    assert reset.bank(batch.physics) is first
+    for seed in range(1, KEPT + 5):
+        batch.seed(seed)
+        assert not np.array_equal(reset.bank(batch.physics), first)
+    assert len(batch.physics._kept) == KEPT
+    batch.seed(0)
+    np.testing.assert_array_equal(reset.bank(batch.physics), first)
 
 
 def test_tracking_is_seen_from_the_heading() -> None:
