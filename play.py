@@ -35,6 +35,7 @@ from flexrl.tour import go_through_skills
 AS_A_RUN = ("--name", "--check", "--resume", "--set")  # options of an evaluation that is kept
 MAX_EPISODES = 10_000
 MAX_COLUMNS = 20  # episodes
+LIKE = 0.45  # of a sentence and the words that it is taken for: of held-out phrases that are understood all are closer
 # the settings of an evaluation that are called otherwise here
 OPTIONS = {"world": "--config", "num_episodes": "--episodes"}
 
@@ -173,7 +174,8 @@ def evaluate() -> None:
 def say_what_was_understood(words: str, world: MotorWorld) -> None:
     """Names, on stderr, the skill that a sentence is played at."""
     found = playing.understand(words, world.batch.settings)
-    print(f"{words!r}: {found.skill} (closest of its words: {found.phrase!r}, {found.likeness:.2f} of 1)", file=sys.stderr)
+    guess = "" if found.likeness >= LIKE else ", which is a guess"
+    print(f"{words!r}: {found.skill}{guess} (its closest words: {found.phrase!r}, {found.likeness:.2f} of 1)", file=sys.stderr)
 
 
 def say_what_is_missing(skills: list[str], episodes: list[Episode]) -> None:

@@ -501,6 +501,17 @@ def test_a_sentence_of_ones_own_is_played_at_the_skill_it_is_closest_to() -> Non
     assert np.abs(first - second).max() > 1e-3
 
 
+def test_what_a_sentence_was_taken_for_is_said() -> None:
+    play = [sys.executable, "play.py", "--model", str(TRANSFORMER), "--episodes", "1", "--prompt", "words", "--words"]
+    for words, said in (
+        ("get back on your feet", "recover (its closest words: 'get on your feet', 0.89 of 1)"),
+        ("make me a coffee", ", which is a guess (its closest words: "),
+    ):
+        done = run([*play, words])
+        assert (done.returncode, said in done.stderr) == (0, True), done.stderr
+        assert f"{words!r}: " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
