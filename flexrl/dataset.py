@@ -277,12 +277,15 @@ class Dataset:
         """Of the files of steps."""
         return schema_of(columns_of(self.info))
 
-    @cached_property
-    def skills_seen(self) -> list[int]:
-        """The skills that any step is of, in order."""
+    def skills_of(self, select: NDArray[np.bool_]) -> list[int]:
+        """The skills that any step of the episodes where `select` (num_episodes,) is true is of, in order."""
         seen: set[int] = set()
-        for shard in np.unique(self.episodes.shard).tolist():
-            seen |= set(np.unique(self._map(shard)["skill"]).tolist())  # a map that is not kept, nor the pages that were read
+        table = self.episodes.select(select)
+        for shard in np.unique(table.shard).tolist():
+            skills = self._map(shard)["skill"]  # a map that is not kept, nor the pages that were read
+            here = table.shard == shard
+            for start, length in zip(table.start[here].tolist(), table.length[here].tolist(), strict=True):
+                seen |= set(np.unique(skills[start : start + length]).tolist())
         return sorted(seen - {UNKNOWN})
 
     @cached_property

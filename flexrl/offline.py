@@ -135,6 +135,11 @@ def prompt_parts(model: Any, goal: Sequence[GoalPart]) -> list[Part]:
     return [*parts, "return"] if model.returns else parts
 
 
+def first_skill(goal: Sequence[GoalPart], sizes: Sequence[int]) -> int:
+    """Where the skill begins among the numbers of a goal whose parts have these sizes; 0 where it is no part."""
+    return sum(sizes[: goal.index("skill")]) if "skill" in goal else 0
+
+
 def make_model(settings: Any, sampler: WindowSampler, max_time: int | None = None) -> DecisionTransformer | Cloner:
     """The model that the settings name, of the sampler's sizes.
 

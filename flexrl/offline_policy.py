@@ -44,7 +44,8 @@ class ClonedPolicy:
 class TransformerPolicy:
     """A Decision Transformer over the last steps of each simulation.
 
-    `targets`: the return that an episode is to bring, by the index of its first skill (the last entry: where there is none).
+    `targets`: the return that an episode is to bring, by the index of its first skill (the last entry: where there is none),
+    whose numbers begin at `first_skill` of the goal.
     `shown`: which parts of the goal it is shown, and last whether the return; null: all.
     """
 
@@ -55,13 +56,14 @@ class TransformerPolicy:
         body: NDArray[np.intp],
         goal: NDArray[np.intp],
         targets: Sequence[float],
+        first_skill: int = 0,
         shown: Sequence[bool] | None = None,
     ) -> None:
         self._shown = None if shown is None or all(shown) else np.array(shown)
         self._model, self._numbers, self._body, self._goal = model.eval(), numbers, body, goal
         self._device = next(model.parameters()).device
         self._targets = np.asarray(targets, np.float32)
-        self._num_skills = len(targets) - 1
+        self._skill = slice(first_skill, first_skill + len(targets) - 1)
         self._context: Context | None = None
         self._to_go = np.zeros(0, np.float32)
         self._time = np.zeros(0, np.int64)
@@ -105,10 +107,9 @@ class TransformerPolicy:
         return torch.from_numpy(array.copy()).to(self._device)
 
     def _first_target(self, goal: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The return asked of episodes that begin with these goals (n, goal_dim), whose first part is the skill, if any."""
-        if self._num_skills == 0:
-            return np.full(len(goal), self._targets[-1])
-        return np.asarray(self._targets[goal[:, : self._num_skills].argmax(axis=1)])
+        """The return asked of episodes that begin with these goals (n, goal_dim)."""
+        skills = goal[:, self._skill]
+        return np.asarray(self._targets[skills.argmax(axis=1)] if skills.shape[1] else np.full(len(goal), self._targets[-1]))
 
     def feedback(self, action: NDArray[Any], reward: NDArray[np.floating]) -> None:
         """What was really done in the last step (num_envs, action_dim), and what it brought (num_envs,)."""

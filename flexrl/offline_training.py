@@ -31,6 +31,7 @@ from flexrl.offline import (
     Part,
     Share,
     describe_model,
+    first_skill,
     make_model,
     prompt_parts,
 )
@@ -351,7 +352,7 @@ def world_of(settings: TrainDTSettings, learner: OfflineLearner) -> MotorSetting
     world = MotorSettings.model_validate({**info.world, "goal": [GOAL_BLOCKS[part] for part in settings.goal]})
     if world.task != "mixed":
         return world
-    seen = {info.skills[skill] for dataset in learner.sampler.datasets for skill in dataset.skills_seen}
+    seen = learner.sampler.skills_seen
     skills = {name: (weight or 1.0) * (name in seen) for name, (_, weight) in resolve_tasks(world).items()}
     return MotorSettings.model_validate(world.model_dump() | {"skills": skills})
 
@@ -393,7 +394,7 @@ def targets_of(settings: TrainDTSettings, learner: OfflineLearner) -> list[float
     )
     whole = ~cut if (~cut).any() else np.ones(len(cut), bool)
     overall = float(np.quantile(returns[whole], TARGET_QUANTILE))
-    num_skills = len(learner.sampler.info.skills) if settings.goal[:1] == ["skill"] else 0
+    num_skills = len(learner.sampler.info.skills) if "skill" in settings.goal else 0
     of_skills = [returns[whole & (changes == 0) & (skills == skill)] for skill in range(num_skills)]
     return [*(float(np.quantile(part, TARGET_QUANTILE)) if len(part) else overall for part in of_skills), overall]
 
@@ -404,4 +405,6 @@ def policy_of(settings: TrainDTSettings, learner: OfflineLearner) -> Policy:
     body, goal = np.arange(size), np.arange(size, size + learner.sampler.goal_size)
     if isinstance(settings.model, CloningSettings):
         return ClonedPolicy(learner.model, learner.numbers, body, goal)  # type: ignore[arg-type]
-    return TransformerPolicy(learner.model, learner.numbers, body, goal, targets_of(settings, learner))  # type: ignore[arg-type]
+    model: Any = learner.model
+    first = first_skill(settings.goal, model.sizes.goal)
+    return TransformerPolicy(model, learner.numbers, body, goal, targets_of(settings, learner), first)

@@ -30,6 +30,7 @@ from flexrl.offline import (
     Numbers,
     Part,
     Share,
+    first_skill,
     prompt_parts,
 )
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
@@ -296,7 +297,8 @@ def _load_offline(snapshot: Snapshot, how: Playing) -> Policy:
     model = DecisionTransformer(Sizes(**{**sizes, "goal": tuple(sizes["goal"])}))
     model.load_state_dict(state)
     targets = about["targets"] if target_return is None else [target_return] * len(about["targets"])
-    return TransformerPolicy(model, numbers, body, goal, targets, shown_parts(settings, how.prompt))
+    first = first_skill(settings.goal, model.sizes.goal)
+    return TransformerPolicy(model, numbers, body, goal, targets, first, shown_parts(settings, how.prompt))
 
 
 class OfflineSettings(Settings):

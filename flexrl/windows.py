@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class WindowSampler:
     ) -> None:
         check_alike(datasets)
         self.datasets, self.length, self.goal, self._needs_returns = datasets, length, list(goal), needs_returns
+        self._select = list(select)
         self._target = target
         self.info = datasets[0].info
         self._body_columns = self.info.columns_of(is_goal=False)
@@ -74,6 +76,12 @@ class WindowSampler:
     def num_steps(self) -> int:
         """Of the selected episodes."""
         return int(self._ends[-1])
+
+    @cached_property
+    def skills_seen(self) -> set[str]:
+        """Those that any step of the selected episodes is of."""
+        chosen = zip(self.datasets, self._select, strict=True)
+        return {self.info.skills[skill] for dataset, mask in chosen for skill in dataset.skills_of(mask)}
 
     @property
     def body_size(self) -> int:

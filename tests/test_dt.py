@@ -125,7 +125,7 @@ def test_open_files_and_maps_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     windows = WindowSampler(both, [everything(data) for data in both], [], 2).draw(2000, np.random.default_rng(0))
     assert len(np.unique(windows.returns_to_go[:, 0])) > 40
     for data in both:
-        assert data.skills_seen == [0]
+        assert data.skills_of(everything(data)) == [0]
         actions = [data.episode(i)["action"][0, 0] for i in range(40)]
         assert len(np.unique(actions)) == 40
     assert len(os.listdir("/proc/self/fd")) - before <= 6 + 2 * 3
@@ -532,7 +532,7 @@ def test_a_skill_that_the_data_never_showed_is_refused(tmp_path: Path) -> None:
     skills = ("--set", "skills={turn_left: 1, stand_still: 1}", "--set", "switch=null", "--set", "num_envs=4")
     assert run(script("collect.py", tmp_path, "--name", "d", "--model", str(SKILLS), "--steps", "400", *skills)).returncode == 0
     data = open_dataset(tmp_path / "d")
-    assert [data.info.skills[i] for i in data.skills_seen] == ["stand_still", "turn_left"]
+    assert [data.info.skills[i] for i in data.skills_of(everything(data))] == ["stand_still", "turn_left"]
     done = run(train(tmp_path, "m", data, "model={kind: gcbc, hidden: [16]}", "goal=[skill]", "num_updates=2"))
     assert done.returncode == 0, done.stderr
     play = [sys.executable, "play.py", "--model", str(tmp_path / "m" / "best"), "--episodes", "1"]

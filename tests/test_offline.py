@@ -18,7 +18,7 @@ from flexrl.config import UserError
 from flexrl.dataset import BlockInfo
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.offline import OfflineLearner
-from flexrl.offline_training import TrainDTSettings, make_learner, open_all, rehearse, world_of
+from flexrl.offline_training import TrainDTSettings, make_learner, open_all, policy_of, rehearse, world_of
 from flexrl.policies import open_snapshot
 from flexrl.text_encoders import NUM_FEATURES, Encoder, hashed_ngrams
 from flexrl.windows import Windows, WindowSampler, check_alike, split
@@ -262,6 +262,27 @@ def test_words_are_read_by_the_encoder_that_is_named(tmp_path: Path, monkeypatch
     assert (learner.sampler.draw(2, np.random.default_rng(0)).goal == len("transformer:large")).all()
     assert learner.sampler.goal_size == 6
     assert world_of(settings, learner).encoder == "transformer:large"
+
+
+def test_skills_have_returns_of_their_own_wherever_the_goal_names_them_and_are_those_that_were_learned(tmp_path: Path) -> None:
+    world = MotorSettings(body="half_cheetah", task="mixed", skills={"run_forward": 1, "stand_still": 1}).model_dump(
+        mode="json"
+    )
+    phrases = [("run_forward", "run"), ("stand_still", "stand")]
+    bounds = {"action_low": (-1.0,) * 6, "action_high": (1.0,) * 6}
+    info = toy_info(world, "half_cheetah", (23, 6), phrases, observation=(BlockInfo(name="proprio", size=23),), **bounds)
+    rows = [{"skill": skill, "goal": skill} for skill in (0, 0, 1, 1)]
+    data = f"datasets=[{write_toy(tmp_path / 'toy', (10.0, 10.0, 50.0, 50.0), info, rows=rows).folder}]"
+    model = "model={kind: dt, context: 2, layers: 1, heads: 1, width: 8}"
+    settings = settings_of(data, model, "goal=[command, skill]", "held_out=0")
+    learner = make_learner(settings, open_all(settings))[0]
+    policy = policy_of(settings, learner)
+    policy.reset(np.ones(2, bool))
+    policy.act(np.concatenate([np.zeros((2, 23 + 3)), np.eye(2)], axis=1).astype(np.float32))
+    assert policy.get_state()["to_go"].tolist() == [10.0, 50.0]
+    assert world_of(settings, learner).skills == {"run_forward": 1.0, "stand_still": 1.0}
+    settings = settings_of(data, model, "goal=[command, skill]", "held_out=0", "top=0.5")
+    assert world_of(settings, make_learner(settings, open_all(settings))[0]).skills == {"run_forward": 0.0, "stand_still": 1.0}
 
 
 def test_a_model_of_another_goal_or_other_skills_is_no_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
