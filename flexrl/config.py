@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -67,6 +68,17 @@ def _names_number(annotation: Any) -> bool:
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def text(pattern: str, expected: str) -> AfterValidator:
+    """For `Annotated[str, text(...)]`: a text that matches the whole pattern, which `expected` puts in words."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"expected {expected}, found {value!r}")
+        return value
+
+    return AfterValidator(check)
 
 
 def choice(key: str, options: Mapping[str, type[Settings]], default: str) -> Any:

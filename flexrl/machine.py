@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+
+from flexrl.config import text
+
+# what torch computes on
+Device = Annotated[str, text(r"auto|cpu|cuda(:\d+)?|mps", "auto, cpu, cuda, mps, or cuda:1 of several")]
 
 
 def num_threads(with_openmp: bool = True) -> int:

@@ -17,6 +17,7 @@ from flexrl.reference import SETTLING
 from flexrl.resets import FallenPoses
 from flexrl.skill_sampling import Sampling
 from flexrl.tasks import SKILLS, Command, Range, Task, find_task
+from flexrl.text_encoders import EncoderName
 
 SkillName = Literal[
     "stand_still",
@@ -84,7 +85,7 @@ class MotorSettings(Settings):
     goal: list[Literal["one_hot", "command", "place", "embedding"]] = []
     # who makes vectors of the goals' words for `embedding`; hashed_ngrams: from pieces of words, without weights;
     # transformer:FOLDER: a Hugging Face encoder in a folder of this machine
-    encoder: str = Field("hashed_ngrams", pattern=r"^(hashed_ngrams|transformer:.+)$")
+    encoder: EncoderName = "hashed_ngrams"
     # which words: those to learn from, or others for the same skills, to see whether they are understood
     phrasings: Literal["train", "held_out"] = "train"
     # a sentence that its one skill is asked for by, in place of those; null: those

@@ -20,6 +20,7 @@ from flexrl.config import Settings, UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.evaluation import metrics_of, run_episodes, summarise
 from flexrl.learner_settings import Schedule
+from flexrl.machine import Device
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.offline import (
     CloningSettings,
@@ -38,7 +39,7 @@ from flexrl.offline import (
 from flexrl.offline_policy import ClonedPolicy, TransformerPolicy
 from flexrl.parallel import Peers
 from flexrl.policies import Policy, Snapshot, open_snapshot
-from flexrl.text_encoders import find_encoder
+from flexrl.text_encoders import EncoderName, find_encoder
 from flexrl.windows import GOAL_BLOCKS, Windows, WindowSampler, split
 from flexrl.worlds import CANNOT_MAKE, GymnasiumSettings, describe_space, evaluation_settings, make_world, recorded_world, why
 
@@ -81,7 +82,7 @@ class TrainDTSettings(Settings):
     # what the model sees of the goal: any of skill, command (speeds and yaw rate), place, words
     goal: list[GoalPart] = []
     # who makes vectors of words, as a world's `encoder`: hashed_ngrams, or transformer:FOLDER; null: the datasets' own
-    encoder: str | None = Field(None, pattern=r"^(hashed_ngrams|transformer:.+)$")
+    encoder: EncoderName | None = None
     # distorted copies of each phrase (typing errors, words that nobody knows) that words are drawn from, too
     word_variants: int = Field(20, ge=0, le=1_000)
     # share of the windows that each part of the goal, and the return, is hidden in, so that a prompt may leave it out: one
@@ -113,7 +114,7 @@ class TrainDTSettings(Settings):
     # seconds between saves of latest/
     save_every: float = Field(30.0, ge=0)
     # auto: a GPU if there is one
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    device: Device = "auto"
     # null: as many as there are CPU cores
     torch_threads: int | None = Field(None, ge=1, le=1024)
 

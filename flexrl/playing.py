@@ -83,6 +83,8 @@ def world_of(settings: PlaySettings, snapshot: Snapshot | None) -> Any:
         return choose_skill(world, settings.skill)
     if "embedding" not in getattr(world, "goal", ()):
         raise UserError(f"words: {settings.model} reads none; name one of its skills")
+    if settings.prompt is not None and "words" not in settings.prompt:
+        raise UserError("prompt: it leaves the words out; name them too")
     skill = settings.skill or understand(settings.words, world).skill
     return choose_skill(world, skill).model_copy(update={"words": settings.words})
 

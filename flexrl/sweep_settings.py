@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flexrl import config
-from flexrl.config import Settings, UserError
+from flexrl.config import Settings, UserError, text
 from flexrl.early_stopping import StopSettings
 from flexrl.yaml_values import Value, nearest, plain
 
@@ -85,7 +85,7 @@ class ResourceSettings(Settings):
     memory: str = "2Gi"
     gpu: int = Field(0, ge=0, le=64)
     # of GKE, such as nvidia-l4; null: any
-    accelerator: str | None = Field(None, pattern=r"^[a-z0-9-]{1,63}$")
+    accelerator: Annotated[str, text(r"[a-z0-9-]{1,63}", "small letters, digits or '-', such as nvidia-l4")] | None = None
     # on machines that may be taken away at any time; a trial goes on from latest/
     spot: bool = False
 
@@ -109,7 +109,7 @@ class Experiment(Settings):
     """One of several named ways to do it."""
 
     # what the tables call it
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    name: Annotated[str, text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", "at most 40 letters, digits, '.', '_' or '-'")]
     # a YAML file of its own in place of the sweep's, relative to the sweep's file; null: the sweep's
     config: str | None = None
     # settings over it, by dotted name
@@ -162,7 +162,7 @@ class SweepSettings(Settings):
     # trials of a Job that may fail before the rest is not tried; null: all are tried
     max_failed: int | None = Field(None, ge=0)
     # Kueue's queue; null: none
-    queue: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    queue: Annotated[str, text(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "small letters, digits or '-'")] | None = None
     # what the report compares, and whether more is better
     metric: str = "eval/return"
     maximize: bool = True

@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from flexrl.config import text
 from flexrl.physics import Array
 
 NUM_FEATURES = 128
 TRANSFORMER = "transformer:"
 MAX_TOKENS = 64
+EncoderName = Annotated[str, text(r"hashed_ngrams|transformer:.+", "hashed_ngrams, or transformer: and a folder")]
 
 
 @dataclass(frozen=True)

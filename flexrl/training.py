@@ -17,6 +17,7 @@ from flexrl.config import Settings, UserError
 from flexrl.evaluation import Trail, metrics_of, run_episodes, summarise
 from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
 from flexrl.learners import Learner, make_idle_learner
+from flexrl.machine import Device
 from flexrl.motor_settings import MotorSettings, TaskName, check_curriculum, resolve_tasks
 from flexrl.policies import load_policy, open_snapshot, policy_of
 from flexrl.warm_start import Parent, Parents, init_from
@@ -68,7 +69,7 @@ class TrainSettings(Settings):
     # env steps between snapshots that are kept in snapshots/<steps>/; null: none
     snapshot_every: int | None = Field(None, ge=1)
     # auto: the CPU for ppo, recurrent_ppo and a2c, whose networks are small; else a GPU if there is one
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    device: Device = "auto"
     # torch's threads in updates; null: as many as there are CPU cores
     torch_threads: int | None = Field(None, ge=1, le=1024)
     # a video of best/ at the end

@@ -519,6 +519,7 @@ def test_what_a_sentence_was_taken_for_is_said() -> None:
         (("--model", str(TRANSFORMER), "--words", " , "), "--words: ' , ' is like nothing that is known here"),
         (("--model", str(TRANSFORMER), "--words", ""), "--words: expected a sentence of at most 300 letters"),
         (("--model", "random", "--words", "walk"), "--words: random reads none"),
+        (("--model", str(TRANSFORMER), "--words", "walk", "--prompt", "skill,command"), "--prompt: it leaves the words out"),
     ],
 )
 def test_sentences_that_cannot_be_followed_are_refused(arguments: tuple[str, ...], line: str) -> None:

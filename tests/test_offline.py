@@ -254,6 +254,8 @@ def test_words_are_read_by_the_encoder_that_is_named(tmp_path: Path, monkeypatch
     assert refused(data, model, "goal=[words]", "encoder=transformer:nowhere").startswith("encoder: nowhere holds no encoder")
     with pytest.raises(UserError, match="encoder: the goal has no words that it could read"):
         settings_of(data, model, "goal=[command]", "encoder=hashed_ngrams")
+    with pytest.raises(UserError, match="encoder: expected hashed_ngrams, or transformer: and a folder, found 'bert'"):
+        settings_of(data, model, "goal=[words]", "encoder=bert")
     for file in ("windows", "offline_training", "goals"):
         monkeypatch.setattr(f"flexrl.{file}.find_encoder", lambda name: Encoder(3, lambda phrase: np.full(3, len(name))))
     settings = settings_of(data, model, "goal=[words]", "encoder=transformer:large")
