@@ -6,15 +6,17 @@
     done
     python bench/d4rl.py --updates 10_000 --seeds 0 1 2
 
-Trains each of the three on each of medium, medium-replay and medium-expert (a run that is finished is not repeated) and plays
-the last snapshot, not the best, for 100 episodes. Scores are D4RL's: 0 is a random policy (-280), 100 its expert (12,135); in
-brackets the same with our own expert as 100. The datasets' own means stand beside them.
+Trains each of the four (`DT, no actions` has no tokens of what was done before) on each of medium, medium-replay and
+medium-expert (a run that is finished is not repeated) and plays the last snapshot, not the best, for 100 episodes. Scores are
+D4RL's: 0 is a random policy (-280), 100 its expert (12,135); in brackets the same with our own expert as 100. The datasets'
+own means stand beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -31,6 +33,7 @@ RANDOM, EXPERT = -280.178953, 12135.0  # d4rl/infos.py
 DATASETS = {"medium": ["medium"], "medium-replay": ["replay"], "medium-expert": ["medium", "expert"]}
 METHODS = {
     "DT": ["--config", "examples/dt_half_cheetah.yaml"],
+    "DT, no actions": ["--config", "examples/dt_half_cheetah.yaml", "--set", "model.actions=false"],
     "BC": ["--config", "examples/bc_half_cheetah.yaml"],
     "10 % BC": ["--config", "examples/bc_half_cheetah.yaml", "--set", "top=0.1"],
 }
@@ -43,7 +46,7 @@ def script(*arguments: str) -> str:
 
 def score(workspace: Path, dataset: str, method: str, seed: int, arguments: argparse.Namespace) -> float:
     """Mean v5 return of 100 episodes."""
-    name = f"d4rl_{method.replace(' % ', '').lower()}_{dataset}_{seed}"
+    name = f"d4rl_{re.sub('[^a-z0-9]+', '_', method.lower())}_{dataset}_{seed}"
     flags = ["--name", name, "--workspace", str(workspace), *METHODS[method], "--set", f"seed={seed}"]
     for part in DATASETS[dataset]:
         flags += ["--dataset", str(workspace / f"half_cheetah_{part}")]
@@ -81,7 +84,7 @@ def main() -> None:
         for method in arguments.methods:
             values = [score(workspace, dataset, method, seed, arguments) for seed in arguments.seeds]
             each = ", ".join(told(value) for value in values) if len(values) > 1 else ""
-            print(f"{dataset:14} {method:8} {told(statistics.mean(values))}  {each}".rstrip(), flush=True)
+            print(f"{dataset:14} {method:14} {told(statistics.mean(values))}  {each}".rstrip(), flush=True)
 
 
 if __name__ == "__main__":
