@@ -22,8 +22,8 @@ import torch
 
 from flexrl import command_line, machine, parallel, runs, snapshots
 from flexrl.offline import OfflineLearner
+from flexrl.offline_settings import TrainDTSettings
 from flexrl.offline_training import (
-    TrainDTSettings,
     evaluate,
     judge,
     make_learner,

@@ -85,7 +85,11 @@ class MotorWorld(VecEnv):
         return result.obs, result.reward.astype(np.float32), done, infos
 
     def _count(self, skill: int, i: int, outcome: bool | None, num_steps: int) -> None:
-        self.outcomes.add(skill, outcome, num_steps, self._sums[1:, i] - self._sums_before[1:, i])
+        self.outcomes.add(skill, outcome, num_steps, self._part(i))
+
+    def _part(self, i: int) -> NDArray[np.float64]:
+        """The sums of reward terms since simulation i's present skill began, (num_terms,)."""
+        return self._sums[1:, i] - self._sums_before[1:, i]
 
     def _end_of_episode(self, i: int, result: StepResult, outcome: bool | None) -> dict[str, Any]:
         length = int(self.batch.num_steps[i])
@@ -99,7 +103,7 @@ class MotorWorld(VecEnv):
             episode["measures"] = self.batch.measures.describe(i)
         episode["mean_speed"] = float(distance / (length * self.batch.physics.dt))
         episode["skill_steps"] = self.batch.part_length(i)
-        part = self._sums[1:, i] - self._sums_before[1:, i]
+        part = self._part(i)
         episode |= {f"reward/{name}": float(part[row]) for name, row in self._terms_of[skill].items()}
         return {
             "terminal_observation": result.obs[i].copy(),

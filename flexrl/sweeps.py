@@ -19,7 +19,7 @@ from flexrl import config, snapshots
 from flexrl.collection import CollectSettings
 from flexrl.collection import rehearse as rehearse_collection
 from flexrl.config import Settings, UserError
-from flexrl.offline_training import TrainDTSettings
+from flexrl.offline_settings import TrainDTSettings
 from flexrl.offline_training import rehearse as rehearse_offline_training
 from flexrl.playing import PlaySettings
 from flexrl.playing import rehearse as rehearse_playing

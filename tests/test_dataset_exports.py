@@ -23,7 +23,8 @@ from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.dataset_exports import export_minari
 from flexrl.lineage import trace
-from flexrl.offline_training import TrainDTSettings, rehearse
+from flexrl.offline_settings import TrainDTSettings
+from flexrl.offline_training import rehearse
 
 ROOT = Path(__file__).parent.parent
 SKILLS = ROOT / "examples" / "pretrained" / "humanoid_skills"

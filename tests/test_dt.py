@@ -21,7 +21,8 @@ from flexrl import config, phrasings, playing, snapshots
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.dt import ACTION, BODY, GOAL, RETURN, Block, Context, DecisionTransformer, Dropout, Sizes, random_words
-from flexrl.offline_training import TrainDTSettings, rehearse
+from flexrl.offline_settings import TrainDTSettings
+from flexrl.offline_training import rehearse
 from flexrl.playing import PlaySettings
 from flexrl.policies import load_policy, open_snapshot
 from flexrl.tasks import SKILLS as SKILLS_OF

@@ -18,7 +18,8 @@ from flexrl.config import UserError
 from flexrl.dataset import BlockInfo
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.offline import OfflineLearner
-from flexrl.offline_training import TrainDTSettings, make_learner, open_all, policy_of, rehearse, world_of
+from flexrl.offline_settings import TrainDTSettings
+from flexrl.offline_training import make_learner, open_all, policy_of, rehearse, world_of
 from flexrl.policies import open_snapshot
 from flexrl.text_encoders import NUM_FEATURES, Encoder, hashed_ngrams
 from flexrl.windows import Windows, WindowSampler, check_alike, split

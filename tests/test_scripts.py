@@ -424,7 +424,7 @@ def test_files_import_downward_only() -> None:
         **dict.fromkeys(("motor_settings", "assignments", "motor_batch", "motor_world", "gymnasium_envs", "worlds"), 2),
         **dict.fromkeys(("replay", "networks", "mlp", "lstm", "on_policy", "ppo", "recurrent_ppo"), 3),
         **dict.fromkeys(("learner_settings", "learners", "dataset", "dataset_writer"), 3),
-        **dict.fromkeys(("windows", "dt", "parallel", "offline", "offline_policy"), 3),
+        **dict.fromkeys(("windows", "dt", "parallel", "offline", "offline_policy", "offline_settings"), 3),
         **dict.fromkeys(("collector", "collection", "offline_training", "training"), 4),
         **dict.fromkeys(("dataset_exports", "dataset_imports", "dataset_report"), 4),
         **dict.fromkeys(
