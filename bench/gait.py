@@ -5,7 +5,8 @@
 For each skill on two feet, over the seconds 2 to 6 of eight episodes: how fast soles slide that are on the ground (median
 m/s; a sole is there when it is lower than 2 cm), how high a foot is lifted in the middle of its swing (median cm), how far
 the feet are apart along the heading at their farthest (median m), the share of actions within 1 % of their bounds, the mean
-change of an action from one control step to the next (of a range of 2), and the share of time with both feet in the air.
+change of an action from one control step to the next (of a range of 2), the share of time with both feet in the air, how far
+the torso goes up and down within a cycle (median cm), and how far it leans forward (mean degrees; backward is negative).
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ EPISODES, BEGIN, END = 8, 2.0, 6.0  # s
 
 def print_gaits(policy: Policy, world_settings, seed: int) -> None:
     """One line a skill."""
-    print(f"{'':14} {'slides':>11} {'lifts':>8} {'strides':>9} {'at bounds':>10} {'changes':>8} {'flies':>6}")
+    widths = {"slides": 11, "lifts": 8, "strides": 9, "at bounds": 10, "changes": 8, "flies": 6, "bounces": 9, "leans": 6}
+    print(" ".join([" " * 14, *(f"{name:>{width}}" for name, width in widths.items())]))
     for skill in MotorWorld(world_settings).batch.skills:
         if skill == "recover":
             continue
         world = MotorWorld(only_skill(world_settings, skill), seed)
         batch, obs = world.batch, world.reset()
         policy.reset(np.ones(world.num_envs, bool))
-        sliding, clearances, strides, actions = [], [], [], []
+        sliding, clearances, strides, actions, heights, leans = [], [], [], [], [], []
         for step in range(round(END / batch.physics.dt)):
             action, feet = policy.act(obs), batch.feet.copy()
             obs, reward, done, _ = world.step(action)
@@ -50,15 +52,19 @@ def print_gaits(policy: Policy, world_settings, seed: int) -> None:
             heading = np.stack([1 - 2 * (y * y + z * z), 2 * (w * z + x * y)], axis=1)
             strides.append(np.sum((batch.feet[:, 0, :2] - batch.feet[:, 1, :2]) * heading, axis=1))
             actions.append(action)
+            heights.append(batch.physics.qpos[:, 2].copy())
+            leans.append(np.degrees(np.arcsin(np.clip(2 * (w * y - x * z), -1, 1))))
         lifts, apart, acted = np.array(clearances), np.abs(strides), np.clip(actions, -1, 1)
         cycle = round(0.8 / batch.physics.dt)
         pieces = [slice(i, i + cycle) for i in range(0, len(lifts) - cycle + 1, cycle)]
         lift, stride = (np.median([array[piece].max(axis=0) for piece in pieces]) for array in (lifts, apart))
+        bounce = np.median([np.ptp(np.array(heights)[piece], axis=0) for piece in pieces])
         flies = np.mean((lifts > STANDING_CLEARANCE).all(axis=2))
         bound, change = np.mean(np.abs(acted) > 0.99), np.mean(np.abs(np.diff(acted, axis=0)))
         slides = np.median(np.concatenate(sliding))
         print(
-            f"{skill:14} {slides:7.2f} m/s {100 * lift:5.1f} cm {stride:7.2f} m {bound:10.0%} {change:8.2f} {flies:6.0%}",
+            f"{skill:14} {slides:7.2f} m/s {100 * lift:5.1f} cm {stride:7.2f} m {bound:10.0%} {change:8.2f} {flies:6.0%} "
+            f"{100 * bounce:6.1f} cm {np.mean(leans):6.1f}",
             flush=True,
         )
 

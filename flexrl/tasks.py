@@ -155,6 +155,7 @@ LOCOMOTION: dict[r.Term, float] = {
     r.gait: 1.5,
     r.swing: 0.0,  # from nothing the clock is enough; what goes on from a walk and would shuffle asks for it in YAML
     r.stride: 0.5,
+    r.reach: 0.0,
     r.slip: -0.5,
     r.action_rate: -0.02,
     r.squared_control: -0.1,
@@ -164,7 +165,7 @@ LOCOMOTION: dict[r.Term, float] = {
 
 # Without a clock: a body on two points corrects its place by small steps of its own.
 STANDING: dict[r.Term, float] = {
-    **{term: weight for term, weight in LOCOMOTION.items() if term not in (r.headway, r.gait, r.swing, r.stride)},
+    **{term: weight for term, weight in LOCOMOTION.items() if term not in (r.headway, r.gait, r.swing, r.stride, r.reach)},
     r.on_place: 3.0,
 }
 
@@ -234,6 +235,7 @@ TASKS = [
             r.gait: 1.5,
             r.swing: 0.0,
             r.stride: 1.5,
+            r.reach: 0.0,
             r.slip: -0.5,
             r.action_rate: -0.02,
             r.squared_control: -0.1,

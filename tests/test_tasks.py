@@ -74,6 +74,17 @@ def test_stride_asks_for_the_right_foot_behind_first() -> None:
         assert rewards.stride(state_at(foot_position=behind, time=np.array([time]), **asked))[0] == pytest.approx(score)
 
 
+@pytest.mark.parametrize(
+    ("speed", "right", "share"), [(1.2, -0.6, 1.0), (1.2, -0.3, 0.5), (1.2, -0.9, 0.5), (1.2, 0.3, 0.0), (-1.2, 0.3, 0.5)]
+)
+def test_reach_grows_evenly_with_the_distance_of_the_feet_up_to_what_is_asked(speed: float, right: float, share: float) -> None:
+    """Steps of 0.6 m: when the right foot lifts off it should be as far behind, or ahead where the body goes backward."""
+    feet = np.array([[[right, 0.0, 0.1], [0.0, 0.0, 0.1]]])
+    asked = {"command": np.array([[speed, 0.0, 0.0]]), "gait_frequency": np.ones(1)}
+    assert rewards.reach(state_at(foot_position=feet, **asked))[0] == pytest.approx(share)
+    assert rewards.reach(state_at(foot_position=feet, command=np.zeros((1, 3))))[0] == 0.0
+
+
 def test_only_a_standing_foot_slips() -> None:
     velocity = np.array([[[0.3, 0.4, 1.0], [2.0, 0.0, 0.0]]])  # right: 0.5 m/s over the ground
     radius = state_at().physics.foot_radius
