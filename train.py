@@ -16,7 +16,7 @@ import torch
 from flexrl import command_line, machine, runs, snapshots
 from flexrl.learners import Learner, make_learner
 from flexrl.motor_settings import MotorSettings
-from flexrl.policies import snapshot_files
+from flexrl.policies import copied, snapshot_files
 from flexrl.progress import Progress
 from flexrl.provenance import python
 from flexrl.training import TrainSettings, evaluate, find_parents, judged_by, make_training_world, make_video, rehearse
@@ -80,11 +80,11 @@ def remember(run: runs.Run[TrainSettings], learner: Learner, settings: TrainSett
     """This moment, copied, as what run.save writes: a snapshot that plays, and the training's whole state."""
     state = learner.get_state() | {"best": best, "best_by": judged_by(settings)}
     state["modules"].pop("policy")  # its weights are policy.safetensors
-    plays = snapshot_files(learner, settings, {})
+    plays = copied(learner, settings, {})
 
     def files() -> dict[str, bytes]:
         document, arrays = snapshots.pack_tree(state)
-        return plays | {"training.json": document, "training.safetensors": arrays}
+        return plays() | {"training.json": document, "training.safetensors": arrays}
 
     run.remember(learner.num_steps, files)
 

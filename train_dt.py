@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import yaml
 
 from flexrl import command_line, machine, parallel, runs, snapshots
 from flexrl.offline import OfflineLearner
-from flexrl.offline_settings import TrainDTSettings
+from flexrl.offline_settings import EvaluationSettings, TrainDTSettings
 from flexrl.offline_training import (
     evaluate,
     judge,
@@ -71,7 +72,7 @@ def lead(peers: parallel.Peers) -> None:
                     run.check_parent("datasets", path, dataset.sha256, cure)
             torch.manual_seed(settings.seed)
             learner, held_out = make_learner(settings, datasets, peers, latest)
-            best = resume(run, learner)
+            best = resume(run, settings, learner)
         peers.agree({"settings": settings.model_dump(mode="json"), "latest": latest and str(latest)})
         peers.agree("begin")  # when all of them have read latest/, which is written from here on
         with Progress(settings.num_updates, learner.num_updates, "updates") as progress:
@@ -134,14 +135,22 @@ def remember(
     run.remember(learner.num_updates, lambda: plays | {"training.json": document, "training.safetensors": arrays})
 
 
-def resume(run: runs.Run[TrainDTSettings], learner: OfflineLearner) -> dict[str, float]:
-    """Puts the learner where latest/ is, if there is one; returns what was best so far."""
+def resume(run: runs.Run[TrainDTSettings], settings: TrainDTSettings, learner: OfflineLearner) -> dict[str, float]:
+    """Puts the learner where latest/ is, if there is one; returns what was best so far.
+
+    Nothing was, where it is judged by something else from now on: scores of different measures do not compare.
+    """
+    none = {"score": -np.inf, "loss": np.inf, "waited": 0}
     if not snapshots.exists(run.latest):
-        return {"score": -np.inf, "loss": np.inf, "waited": 0}
+        return none
     state = read_state(run.latest)
     learner.set_state(state)
     run.resumed_from(learner.num_updates)
     print(f"going on exactly at update {learner.num_updates:,}", file=sys.stderr)
+    before = EvaluationSettings.model_validate(yaml.safe_load((run.latest / "settings.yaml").read_text())["evaluation"])
+    if before.measure != settings.evaluation.measure:
+        print("evaluations are others from here on; best/ is chosen anew", file=sys.stderr)
+        return none
     return dict(state["best"])
 
 

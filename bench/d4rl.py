@@ -48,16 +48,17 @@ def script(*arguments: str) -> str:
 
 def score(workspace: Path, dataset: str, method: str, seed: int, target: str, arguments: argparse.Namespace) -> float:
     """Mean v5 return of 100 episodes, asked for `target`."""
-    name = f"d4rl_{re.sub('[^a-z0-9]+', '_', method.lower())}_{dataset}_{seed}"
+    of_method, short = re.sub("[^a-z0-9]+", "_", method.lower()), arguments.precision.replace("float", "")
+    name = f"d4rl_{of_method}_{dataset}_{arguments.updates}_{short}_{seed}"
     flags = ["--name", name, "--workspace", str(workspace), *METHODS[method], "--set", f"seed={seed}"]
     for part in DATASETS[dataset]:
         flags += ["--dataset", str(workspace / f"half_cheetah_{part}")]
     settings = {"num_updates": arguments.updates, "torch_threads": arguments.threads, "precision": arguments.precision}
     flags += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     about = workspace / name / "latest" / "snapshot.json"
-    finished = snapshots.exists(about.parent) and json.loads(about.read_text())["num_steps"] >= arguments.updates
+    finished = snapshots.exists(about.parent) and json.loads(about.read_text())["num_steps"] == arguments.updates
     if not finished:
-        script("train_dt.py", *flags, *(["--resume"] if about.exists() else []))
+        script("train_dt.py", *flags, *(["--resume"] if snapshots.exists(about.parent) else []))
     played = script("play.py", "--model", str(about.parent), "--episodes", "100", "--json", "--target-return", target)
     return float(json.loads(played)["summary"]["return"]["mean"])
 

@@ -22,6 +22,7 @@ from trainings import ROOT, command_of, told
 SHARED = {"video": "false", "evaluation.every": "null", "evaluation.episodes": "8"}
 JOINING = 660.0  # s that the last two trainings are left, at least
 CHANGING = 240.0  # s of them that the last one is left
+BEGINNING = 60.0  # s that a training needs, or it leaves nothing to go on from
 ENDING = 25.0  # s that a training takes to save and to evaluate, once it is asked to leave
 
 
@@ -52,6 +53,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the steps that the settings name, for all but the walk")
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()
+    if workspace.exists():
+        raise SystemExit(f"--workspace {workspace}: there is something of this name; name another one")
     workspace.mkdir(parents=True)
     begin = time.monotonic()
     end = begin + arguments.minutes * 60 - ENDING
@@ -69,24 +72,29 @@ def main() -> None:
         share = 1.0 if "init_from" not in more else arguments.share
         return start(name, config, workspace, {"seed": arguments.seed, "num_steps": int(steps * share), **more})
 
+    def run(name: str, until: float, **more: object) -> None:
+        if until - time.monotonic() < BEGINNING:
+            raise SystemExit(f"no time is left for {name}; try --share 0.6")
+        wait(train(name, **more), until)
+
     def latest(name: str) -> Path:
         return told(workspace) / name / "latest"
 
-    wait(train("walk_forward"), end)
+    run("walk_forward", end)
     tell("walk_forward")
     up = train("up", init_from=latest("walk_forward"))
     try:
-        wait(train("feet", init_from=latest("walk_forward")), end - JOINING)
+        run("feet", end - JOINING, init_from=latest("walk_forward"))
         tell("feet, up beside it")
-        wait(train("feet_2", init_from=latest("feet")), end - JOINING)
+        run("feet_2", end - JOINING, init_from=latest("feet"))
         tell("feet_2, up beside it")
         wait(up, end - JOINING)
     finally:
         up.terminate()
     tell("up")
-    wait(train("joined", init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}"), end - CHANGING)
+    run("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}")
     tell("joined")
-    wait(train("changes", init_from=latest("joined")), end)
+    run("changes", end, init_from=latest("joined"))
     tell("changes")
 
 

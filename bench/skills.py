@@ -3,8 +3,9 @@
     python bench/skills.py --model examples/pretrained/humanoid_skills
     python bench/skills.py --model workspace/dt_humanoid/best --prompt words,place --phrasings held_out --repeats 0
 
-`switches`: all 56 ordered pairs of the eight skills, changed after 4 s; no fall in the 5 s after, and the new skill's own
-measure of success, begun anew 2 s after the change, at its end. Whatever was started counts, falls before the change too.
+`switches`: all 56 ordered pairs of the eight skills, changed after 4 s, or as `--before` says (clocks of different frequencies
+are in step after 4 s, and half a cycle apart after 6); no fall in the 5 s after, and the new skill's own measure of success,
+begun anew 2 s after the change, at its end. Whatever was started counts, falls before the change too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from flexrl.rewards import FALLEN_HEIGHT
 from flexrl.worlds import evaluation_settings, only_skill
 
 ERRORS = ("rms_speed_error", "rms_yaw_rate_error")
-BEFORE, GRACE, AFTER = 4.0, 2.0, 5.0  # s
+GRACE, AFTER = 2.0, 5.0  # s
 
 
 def success_by_skill(policy: Policy, world_settings, seed: int) -> None:
@@ -33,6 +34,8 @@ def success_by_skill(policy: Policy, world_settings, seed: int) -> None:
     shares = []
     for skill in MotorWorld(world_settings).batch.skills:
         episodes = run_episodes(policy, MotorWorld(only_skill(world_settings, skill), seed), seed)
+        if episodes[0].success is None:
+            raise SystemExit(f"--model: {skill} has no measure of success, or its episodes are too short for one")
         success, fell = (np.mean([getattr(e, name) for e in episodes]) for name in ("success", "terminated"))
         errors = [np.sqrt(np.mean([e.measures[key] ** 2 for e in episodes])) for key in ERRORS]
         drift = np.mean([e.measures["drift"] for e in episodes])
@@ -53,9 +56,14 @@ class Changes:
     error: np.ndarray  # (num_envs, steps, 3): speed forward, to the left (m/s) and yaw rate (rad/s) less those asked for
 
 
-def change_skills(policy: Policy, world_settings, seed: int, repeats: int) -> Changes:
-    """All ordered pairs of the world's skills, `repeats` times: BEFORE seconds of one, AFTER of the other."""
-    num_skills = len(MotorWorld(world_settings).batch.skills)
+def change_skills(policy: Policy, world_settings, seed: int, repeats: int, before_s: float = 4.0) -> Changes:
+    """All ordered pairs of the world's skills, `repeats` times: `before_s` seconds of one, AFTER of the other."""
+    asked = MotorWorld(world_settings).batch.asked
+    num_skills = len(asked.skills)
+    if world_settings.body != "humanoid" or num_skills < 2 or "recover" not in asked.skills or not all(asked.sampler.weights):
+        raise SystemExit(
+            "--model: only a humanoid's skills are changed, all with weight, recover among them; write --repeats 0"
+        )
     num_envs = num_skills * (num_skills - 1) * repeats
     world = MotorWorld(world_settings.model_copy(update={"num_envs": num_envs, "sampling": "balanced"}), seed)
     batch, all_ids = world.batch, np.arange(num_envs)
@@ -83,7 +91,7 @@ def change_skills(policy: Policy, world_settings, seed: int, repeats: int) -> Ch
             errors.append(moved / batch.physics.dt - batch.asked.command)
         obs = batch.observe(action)
 
-    go(BEFORE)
+    go(before_s)
     errors.clear()
     for i in all_ids:
         batch.begin_skill(int(i), int(after[i]))
@@ -122,6 +130,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--episodes", type=int, default=100, help="of each skill; 0: skip")
     parser.add_argument("--repeats", type=int, default=10, help="of each pair of skills; 0: skip")
+    parser.add_argument("--before", type=float, nargs="+", default=[4.0], help="s until the skill changes; one run for each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--physics", choices=["v5", "fast"], default="v5", help="fast: what it was trained in")
     parser.add_argument("--prompt", help="of a transformer: the parts of the goal that it is shown, such as words,command")
@@ -133,8 +142,10 @@ def main() -> None:
     policy = load_policy(snapshot, prompt=args.prompt.split(",") if args.prompt else None)
     if args.episodes:
         success_by_skill(policy, world_settings, args.seed)
-    if args.repeats:
-        print_pairs(change_skills(policy, world_settings, args.seed, args.repeats), MotorWorld(world_settings).batch.skills)
+    for before in args.before if args.repeats else []:
+        changes = change_skills(policy, world_settings, args.seed, args.repeats, before)
+        print(f"changes after {before:g} s:")
+        print_pairs(changes, MotorWorld(world_settings).batch.skills)
 
 
 if __name__ == "__main__":

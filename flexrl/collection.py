@@ -102,11 +102,11 @@ class CollectSettings(Settings):
 def rehearse(settings: CollectSettings, is_new: bool) -> None:
     """Opens every model and tries it on a world of one env: what does not fit is refused before anything is written."""
     parents = open_models(settings)
-    world_settings = world_of(settings, parents)
     try:
+        world_settings = world_of(settings, parents)
         world = make_world(world_settings.model_copy(update=small(world_settings)))
     except CANNOT_MAKE as error:
-        raise UserError(f"world: {why(error)}") from None
+        raise UserError(f"world: {why(error).removeprefix('world.')}") from None
     with contextlib.closing(world):
         check_spaces(world)
         if not isinstance(world.action_space, spaces.Box) and any(settings.noise):
@@ -119,6 +119,7 @@ def rehearse(settings: CollectSettings, is_new: bool) -> None:
                 check_expert(skill, world_settings)
             for path, other in zip(model.others, open_models_named(model.others), strict=True):
                 check_fit(path, other, settings.models[0], world_settings)
+            check_shown(model, world_settings)
         try:
             Crew(
                 [ZeroPolicy(world.action_space)] * len(parents),
@@ -174,6 +175,24 @@ def check_expert(skill: str, world: World) -> None:
         raise UserError("models: experts need a world whose goal shows the skill (one_hot)")
     if skill not in resolve_tasks(world):
         raise UserError(f"models: experts: this world has no skill {skill!r}; it has {', '.join(resolve_tasks(world))}")
+
+
+def check_shown(model: ModelSettings, world: World) -> None:
+    """UserError if somebody would act, or teach, at a skill that the data which it learned from never showed."""
+    if not isinstance(world, MotorSettings):
+        return
+    weighed = [skill for skill, (_, weight) in resolve_tasks(world).items() if weight > 0]
+    at: list[tuple[str, Iterable[str]]] = [(model.path, [skill for skill in weighed if skill not in model.experts])]
+    at += [(path, [skill]) for skill, path in model.experts.items() if skill in weighed]
+    if model.teacher is not None:
+        at.append((model.teacher.path, [skill for skill in weighed if skill not in model.teacher.experts]))
+        at += [(path, [skill]) for skill, path in model.teacher.experts.items() if skill in weighed]
+    for path, skills in at:
+        if path in WITHOUT_SNAPSHOT:
+            continue
+        snapshot = open_models_named([path])[0]
+        for skill in skills if snapshot.about["kind"] == "offline" else ():
+            check_seen(snapshot.settings.world, skill, path, "skills")
 
 
 def check_fit(path: str, parent: Snapshot, first: ModelSettings, world: World) -> None:
@@ -233,13 +252,7 @@ def world_of(settings: CollectSettings, parents: list[Snapshot | None]) -> World
         update["sampling"] = settings.sampling
     if settings.skills:
         update["skills"] = with_weights(world, settings.skills)
-    result = MotorSettings.model_validate((world.model_copy(update=update)).model_dump())
-    for model, parent in zip(settings.models, parents, strict=True):
-        if parent is not None and parent.about["kind"] == "offline":
-            for skill, (_, weight) in resolve_tasks(result).items():
-                if weight > 0 and skill not in model.experts:
-                    check_seen(parent.settings.world, skill, model.path, "skills")
-    return result
+    return MotorSettings.model_validate((world.model_copy(update=update)).model_dump())
 
 
 def with_weights(world: MotorSettings, weights: dict[Any, float]) -> dict[Any, float]:
@@ -312,13 +325,14 @@ def make_crew(settings: CollectSettings, parents: list[Snapshot | None], world: 
     """The policies, each with its simulations."""
     policies: list[Policy] = []
     for index, (model, parent) in enumerate(zip(settings.models, parents, strict=True)):
+        own: Policy
         if parent is not None:
             own = load_policy(parent, not model.stochastic, model.target_return, model.prompt)
-            policies.append(with_experts(own, model.experts, world))
         elif model.path == "random":
-            policies.append(RandomPolicy(world.action_space, settings.seed + index))
+            own = RandomPolicy(world.action_space, settings.seed + index)
         else:
-            policies.append(ZeroPolicy(world.action_space))
+            own = ZeroPolicy(world.action_space)
+        policies.append(with_experts(own, model.experts, world))
     teachers = [
         None
         if model.teacher is None

@@ -185,7 +185,7 @@ class Collector:
     """Steps the world with the crew's actions, some of them noisy, and hands out the episodes that end."""
 
     def __init__(self, world: VecEnv, crew: Crew, columns: Mapping[str, Column], noise: Sequence[float], seed: int) -> None:
-        self.world, self.crew, self.seed = world, crew, seed
+        self.world, self.crew, self.seed = world, crew, seed  # of the first simulation's episodes; the others' follow it
         self.num_steps = 0  # of all simulations
         self._levels = np.array(noise)
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 2])))
@@ -301,8 +301,10 @@ class Collector:
         unpack_generator(self._rng, state["rng"])
         self._number, self.num_steps = state["number"].copy(), int(state["num_steps"])
         if self._batch is None:
-            self.world.seed(self.seed + self.num_steps)
-            self._begin_episodes()
+            self.crew.set_state(state["crew"])
+            set_random_state(state["random"])
+            self.seed += self.num_steps
+            self.begin()
             return
         self.world.reset()  # the world's arrays exist; what they hold follows
         self.world.set_state(state["world"])  # type: ignore[attr-defined]

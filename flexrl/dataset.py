@@ -329,10 +329,11 @@ def open_dataset(folder: Path) -> Dataset:
     manifest_path = folder / snapshots.MANIFEST
     if not folder.is_dir():
         raise UserError(f"{folder}: no such dataset; collect.py makes one")
-    if not (folder / DATASET).is_file() and not manifest_path.is_file():
-        raise UserError(f"{folder}: is no dataset (it has no {DATASET}); collect.py makes one")
     if not manifest_path.is_file():
-        raise UserError(f"{folder}: was not finished; python collect.py --name {folder.name} --resume goes on with it")
+        if not (folder / DATASET).is_file() and not (folder / shard_name(0)).is_file():
+            raise UserError(f"{folder}: is no dataset (it has no {DATASET}); collect.py makes one")
+        where = "" if folder.parent == Path("workspace") else f" --workspace {folder.parent}"
+        raise UserError(f"{folder}: was not finished; python collect.py --name {folder.name}{where} --resume goes on with it")
     try:
         manifest = json.loads(manifest_path.read_bytes())
         sizes: dict[str, int] = {str(name): int(size) for name, size in manifest["sizes"].items()}

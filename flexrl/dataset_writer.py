@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from flexrl import snapshots
+from flexrl.config import UserError
 from flexrl.dataset import (
     ADDED,
     DATASET,
@@ -233,14 +234,27 @@ class DatasetWriter:
             "moments": {name: moments.get_state() for name, moments in self._moments.items()},
         }
 
+    def _check_files(self) -> None:
+        """UserError names the first file that was written and is not there as it was."""
+        for name, size in self._sizes.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise UserError(f"{path}: is missing; put it back, or collect it again under another --name")
+            if path.stat().st_size != size:
+                raise UserError(f"{path}: is cut or damaged; put it back as it was, or collect it again under another --name")
+
     def set_state(self, state: Mapping[str, Any] | None) -> None:
-        """Goes on exactly where `get_state` was taken, or begins (null); files that were written after it are removed."""
+        """Goes on exactly where `get_state` was taken, or begins (null); files that were written after it are removed.
+
+        UserError if one that was written before it is not there.
+        """
         if state is not None:
             self.num_steps = int(state["num_steps"])
             table = dict(state["table"])  # of a collection that an older flex-rl began, it may lack some
             table |= {name: np.full(len(table["length"]), value) for name, value in ADDED.items() if name not in table}
             self._rows = [{name: table[name][i] for name in TABLE} for i in range(len(table["length"]))]
             self._hashes, self._sizes = dict(state["hashes"]), dict(state["sizes"])
+            self._check_files()
             self.num_shards, self._flushed = len(self._hashes), (self.num_steps, len(self._rows))
             for name, moments in self._moments.items():
                 moments.set_state(state["moments"][name])

@@ -30,6 +30,8 @@ class MotorEnv(gymnasium.Env):
     def __init__(self, body: str, render_mode: str | None = None, **settings: Any) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode: expected rgb_array or None, found {render_mode!r}")
+        for key in {"num_envs", "num_threads"} & set(settings):
+            raise ValueError(f"{key}: a Gymnasium environment is one simulation on one thread; leave it away")
         self.render_mode = render_mode
         self.batch = MotorBatch(MotorSettings(body=body, num_envs=1, num_threads=1, **settings))  # type: ignore[arg-type]
         self.observation_space, self.action_space = self.batch.observation_space, self.batch.action_space
@@ -40,7 +42,10 @@ class MotorEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.floating], dict[str, Any]]:
-        """Start an episode; `seed` makes its start the one that the v5 env of that seed has."""
+        """Start an episode; `seed` makes its start the one that the v5 env of that seed has.
+
+        Where bodies begin lying each new seed drops a bank of postures anew, which takes seconds: give one seed, then none.
+        """
         super().reset(seed=seed)
         if seed is not None:
             self.batch.seed(seed)

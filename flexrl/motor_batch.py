@@ -56,7 +56,8 @@ class StepResult:
 class MotorBatch:
     """`num_envs` bodies at their skills: the loop body that the VecEnv and the Gymnasium env share.
 
-    Simulation i draws its starts from its own generator, seeded with seed + i as a Gymnasium env would be.
+    Simulation i draws its starts from its own generator, seeded with seed + i as a Gymnasium env would be; the postures of
+    bodies that lie are of one bank for all, drawn by `seed`.
     """
 
     def __init__(self, settings: MotorSettings, seed: int = 0) -> None:

@@ -153,11 +153,14 @@ def resolve_tasks(settings: MotorSettings) -> dict[str, tuple[Task, float]]:
     return resolved
 
 
-def check_curriculum(settings: MotorSettings) -> None:
-    """ValueError with a sentence if a curriculum would change nothing; for trainings, as nothing else has one."""
+def check_training(settings: MotorSettings) -> None:
+    """ValueError with a sentence if what is to make a training easier would change nothing; nothing else has any of it."""
+    tasks = {name: task for name, (task, weight) in resolve_tasks(settings).items() if weight > 0}
+    for key in ("pose_levels", "end_upright"):
+        if getattr(settings, key) is not None and not any(isinstance(task.reset, FallenPoses) for task in tasks.values()):
+            raise ValueError(f"world.{key}: no skill here begins lying; write null")
     if settings.curriculum is None:
         return
-    tasks = {name: task for name, (task, weight) in resolve_tasks(settings).items() if weight > 0}
     if not any(task.can_be_easier for task in tasks.values()):
         ahead = next((name for name, task in tasks.items() if task.success is not None and task.command.speed[0] > 0), None)
         begin = f", or what {ahead} begins with, as world.tasks: {{{ahead}: {{easiest: {{speed: [0, 0.5]}}}}}}" if ahead else ""

@@ -134,6 +134,7 @@ class MotorWorld(VecEnv):
             "sums": self._sums,
             "start_x": self._start_x,
             "sums_before": self._sums_before,
+            "total_diverged": np.array(self.total_diverged),
         }
         outcomes = pack_parts([("outcomes", self.outcomes)])
         return self.batch.get_state() | outcomes | {name: array.copy() for name, array in ours.items()}
@@ -143,6 +144,7 @@ class MotorWorld(VecEnv):
         self.batch.set_state(state)
         self._sums, self._start_x = state["sums"].copy(), state["start_x"].copy()
         self._sums_before = state["sums_before"].copy()
+        self.total_diverged = int(state.get("total_diverged", 0))  # an older flex-rl did not save it
         unpack_parts([("outcomes", self.outcomes)], state)
 
     def close(self) -> None:

@@ -30,8 +30,10 @@ class MotorActorCriticPolicy(ActorCriticPolicy):
     """SB3's MLP actor-critic, equivariant to the body's left-right mirror and with networks apart for some skills.
 
     With mirrors the mean action is the average of the answer and of the mirrored answer to the mirrored observation; the
-    value is the average of both values. With one half of the weights of a plain network of the same cost it learns from
-    each sample twice, and cannot limp (Abdolhosseini et al. 2019, "On learning symmetric locomotion", section 3.4).
+    value is the average of both values. (Mirrored is what the normaliser shows: what left and right differ by in its means is
+    not, a few hundredths of a deviation where both are asked for alike.) With one half of the weights of a plain network of the
+    same cost it learns from each sample twice, and cannot limp (Abdolhosseini et al. 2019, "On learning symmetric locomotion",
+    section 3.4).
 
     `apart`: columns of the observation that are above 0 while a skill is asked for which has an actor, a critic and a noise
     of its own; all other skills share one. They begin alike. What such a skill learns moves nothing else (a mixture of
@@ -113,8 +115,8 @@ class MotorActorCriticPolicy(ActorCriticPolicy):
         return 0.5 * (own + other)
 
     def split(self, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The weights of one network, by name, as those of all towers; others stay as they are."""
-        if not self.apart or any(name.startswith(OTHERS) for name in weights):
+        """The weights of one network, by name, as those of all towers; others, and of other kinds, stay as they are."""
+        if not self.apart or "log_std" not in weights or any(name.startswith(OTHERS) for name in weights):
             return dict(weights)
         own = {name: array for name, array in weights.items() if name != "log_std"}
         others = {f"{OTHERS}{i}.{name}": array for i in range(len(self.apart)) for name, array in own.items()}

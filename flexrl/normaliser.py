@@ -52,11 +52,12 @@ class Numbers:
             return result
         deviation = np.sqrt(self.variance + EPSILON)
         stretch, shift = np.sqrt(other.variance + EPSILON) / deviation, (other.mean - self.mean) / deviation
-        for layer in ("mlp_extractor.policy_net.0", "mlp_extractor.value_net.0"):
+        for hidden, last in (("mlp_extractor.policy_net.0", "action_net"), ("mlp_extractor.value_net.0", "value_net")):
+            layer = hidden if f"{hidden}.weight" in weights else last  # which is the first where net_arch is empty
             if f"{layer}.weight" not in weights:
                 continue  # another kind of network, which is refused next
-            matrix = weights[f"{layer}.weight"].astype(np.float64)
-            result[f"{layer}.bias"] = (weights[f"{layer}.bias"] + matrix @ shift).astype(np.float32)
+            matrix = result[f"{layer}.weight"].astype(np.float64)
+            result[f"{layer}.bias"] = (result[f"{layer}.bias"] + matrix @ shift).astype(np.float32)
             matrix *= stretch
             result[f"{layer}.weight"] = matrix.astype(np.float32)
         return result

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
 from pydantic import Field
 
@@ -29,7 +28,7 @@ from flexrl.policies import (
     prompt_without_skill,
 )
 from flexrl.text_encoders import closest, find_encoder
-from flexrl.worlds import WorldSettings, evaluation_settings, make_world, only_skill
+from flexrl.worlds import CANNOT_MAKE, WorldSettings, evaluation_settings, make_world, only_skill, why
 
 
 class PlaySettings(Settings):
@@ -159,8 +158,8 @@ def opened(settings: PlaySettings) -> Iterator[tuple[Policy, Any]]:
     snapshot = open_model(settings.model)
     try:
         world = make_world(world_of(settings, snapshot), settings.seed)
-    except (ValueError, ImportError, gymnasium.error.Error) as error:
-        raise UserError(f"{settings.model}: {error}") from None
+    except CANNOT_MAKE as error:
+        raise UserError(f"{settings.model}: {why(error)}") from None
     with contextlib.closing(world):
         yield policy_of(settings, snapshot, world), world
 

@@ -177,22 +177,32 @@ class Snapshot:
     settings: PlayedSettings
 
 
+def copied(learner: Learner, settings: Settings, scores: Mapping[str, float]) -> Callable[[], dict[str, bytes]]:
+    """The learner as it is now, as a function that makes its snapshot's files: of most moments they are never asked for."""
+    weights, numbers, num_steps = learner.policy_arrays(), learner.normaliser_arrays(), learner.num_steps
+
+    def files() -> dict[str, bytes]:
+        about = {
+            "kind": "sb3",
+            "num_steps": num_steps,
+            "scores": dict(scores),
+            "observation_space": describe_space(learner.world.observation_space),
+            "action_space": describe_space(learner.world.action_space),
+            "goal": None,
+        }
+        return {
+            "policy.safetensors": snapshots.pack_arrays(weights),
+            "normaliser.safetensors": snapshots.pack_arrays(numbers),
+            "settings.yaml": config.to_yaml(settings).encode(),
+            "snapshot.json": json.dumps(about, indent=1).encode(),
+        }
+
+    return files
+
+
 def snapshot_files(learner: Learner, settings: Settings, scores: Mapping[str, float]) -> dict[str, bytes]:
     """The files of a snapshot that plays anywhere: weights, normaliser, settings, spaces (lineage is the run's to add)."""
-    about = {
-        "kind": "sb3",
-        "num_steps": learner.num_steps,
-        "scores": dict(scores),
-        "observation_space": describe_space(learner.world.observation_space),
-        "action_space": describe_space(learner.world.action_space),
-        "goal": None,
-    }
-    return {
-        "policy.safetensors": snapshots.pack_arrays(learner.policy_arrays()),
-        "normaliser.safetensors": snapshots.pack_arrays(learner.normaliser_arrays()),
-        "settings.yaml": config.to_yaml(settings).encode(),
-        "snapshot.json": json.dumps(about, indent=1).encode(),
-    }
+    return copied(learner, settings, scores)()
 
 
 def open_snapshot(folder: Path) -> Snapshot:

@@ -68,9 +68,10 @@ def _transformer(folder: str) -> Encoder:
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, **options).eval()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - what reads weights and tokenizers raises errors of no narrower class
         raise ValueError(f"world.encoder: {folder} cannot be read: {' '.join(str(error).split())}") from None
 
+    @cache  # the same phrases are asked for by every world and sampler that is made
     @torch.no_grad()
     def encode(phrase: str) -> Array:
         tokens = tokenizer([phrase], return_tensors="pt", truncation=True, max_length=MAX_TOKENS)

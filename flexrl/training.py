@@ -18,10 +18,10 @@ from flexrl.evaluation import Trail, metrics_of, run_episodes, summarise
 from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
 from flexrl.learners import Learner, make_idle_learner
 from flexrl.machine import Device
-from flexrl.motor_settings import MotorSettings, TaskName, check_curriculum, resolve_tasks
+from flexrl.motor_settings import MotorSettings, TaskName, check_training, resolve_tasks
 from flexrl.policies import load_policy, open_snapshot, policy_of
 from flexrl.warm_start import Parent, Parents, init_from
-from flexrl.worlds import WorldSettings, describe_space, evaluation_settings, make_world, normalise
+from flexrl.worlds import CANNOT_MAKE, WorldSettings, describe_space, evaluation_settings, make_world, normalise, why
 
 VIDEO_STEPS = 400  # control steps: 6 s of the humanoid
 
@@ -84,7 +84,7 @@ class TrainSettings(Settings):
                     raise ValueError(
                         "evaluation.task: a policy that sees its goal is evaluated at its own tasks; leave it away"
                     )
-                resolve_tasks(self.world.model_copy(update={"task": self.evaluation.task, "skills": {}}))
+                resolve_tasks(evaluation_settings(self.world, 1, task=self.evaluation.task))  # type: ignore[arg-type]
         elif self.evaluation.task is not None:
             raise ValueError("evaluation.task: only motor worlds have tasks; leave it away")
         check_fit(self.learner, self.world)
@@ -118,13 +118,13 @@ def rehearse(settings: TrainSettings, is_new: bool) -> None:
         raise UserError(f"device: there is no {settings.device} among {torch.cuda.device_count()} GPUs here; write auto")
     if is_new and isinstance(settings.world, MotorSettings):
         try:
-            check_curriculum(settings.world)
+            check_training(settings.world)
         except ValueError as error:
             raise UserError(str(error)) from None
     try:
         world = make_world(evaluation_settings(settings.world, 1))
-    except (ValueError, ImportError, gymnasium.error.Error) as error:
-        raise UserError(f"world: {_one_line(error)}") from None
+    except CANNOT_MAKE as error:
+        raise UserError(f"world: {why(error).removeprefix('world.')}") from None
     with contextlib.closing(world), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
         try:

@@ -222,6 +222,14 @@ def test_a_gymnasium_world_is_collected_without_states(tmp_path: Path) -> None:
     assert set(dataset.words) == {"Pendulum-v1"}
     assert (dataset.episodes.length[~dataset.episodes.cut] == 200).all()
     assert dataset.episodes.cut.sum() == 4
+    more = [sys.executable, str(ROOT / "collect.py"), "--name", "p", "--workspace", str(tmp_path), "--resume"]
+    done = run([*more, "--set", "num_steps=1900"])
+    assert done.returncode == 0, done.stderr
+    dataset = open_dataset(tmp_path / "p")
+    table = dataset.episodes
+    for column in ("observation", "action"):  # nothing is drawn twice
+        assert len({float(dataset.episode(i)[column][0, 0]) for i in range(len(table))}) == len(table)
+    assert len(set(zip(table.seed, table.number, strict=True))) == len(table)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +238,12 @@ def test_a_gymnasium_world_is_collected_without_states(tmp_path: Path) -> None:
         (lambda folder: (folder / "00000.arrow").unlink(), "00000.arrow: is missing"),
         (lambda folder: os.truncate(folder / "00000.arrow", 1000), "00000.arrow: is cut or damaged (1,000 bytes"),
         (lambda folder: (folder / "manifest.json").unlink(), "was not finished; python collect.py --name"),
+        (
+            lambda folder: [
+                (folder / name).unlink() for name in ("manifest.json", "dataset.yaml")
+            ],  # as it goes on, or was killed
+            "was not finished; python collect.py --name copy --workspace",
+        ),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json: is damaged"),
         (lambda folder: (folder / "dataset.yaml").write_text("format: 2"), "dataset.yaml: is cut or damaged"),
         (lambda folder: shutil.rmtree(folder), "no such dataset; collect.py makes one"),
@@ -309,6 +323,8 @@ class ToyEnv(gymnasium.Env):
         (["noise=[-1]"], "noise: expected numbers from 0"),
         (["switch=[1, 2]"], "switch: only a mixed world has several skills; write null"),
         (["skills={walk_forward: 1}"], "skills: this world has no skill 'walk_forward' to weigh"),
+        (["models=[{path: examples/pretrained/humanoid_dt}]", "switch=[6, 2]"], "world: switch: expected"),
+        (["models=[{path: examples/pretrained/humanoid_dt}]", "skills={follow: 0}"], "world: skills: one weight at least"),
         (
             ["models=[{path: examples/pretrained/humanoid_walk}, {path: examples/pretrained/humanoid_skills}]"],
             "was trained with",
@@ -415,6 +431,38 @@ def test_experts_act_where_their_skill_is_asked_for(tmp_path: Path) -> None:
         should = np.where(turns[:, None], policies[1].act(observation), policies[0].act(observation))
         assert np.abs(should - steps["intended"]).max() < 1e-5
         assert np.abs(policies[0].act(observation) - steps["action"]).max() > 0.1  # the noise
+
+
+def test_an_expert_acts_in_the_place_of_a_policy_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    names = ", ".join(f"{skill}: 1" for skill in open_snapshot(SKILLS).settings.world.skills)
+    world = f"world={{task: mixed, goal: [one_hot, command, place], skills: {{{names}}}}}"
+    models = "models=[{path: zero, experts: {turn_left: examples/pretrained/humanoid_skills}}]"
+    settings = config.load(CollectSettings, None, [world, models, "num_envs=2", "num_threads=1", "switch=null"])
+    rehearse(settings, True)
+    parents = open_models(settings)
+    with closing(make_world(world_of(settings, parents), settings.seed)) as stepped:
+        obs = np.array(stepped.reset())
+        crew, skills = make_crew(settings, parents, stepped), stepped.batch.skills
+        crew.reset(np.ones(2, bool))
+        at = [block.name for block in stepped.batch.observation.blocks].index("one_hot")
+        first = sum(len(block.mirror.source) for block in stepped.batch.observation.blocks[:at])
+        obs[:, first : first + len(skills)] = 0.0
+        obs[0, first + skills.index("turn_left")] = obs[1, first + skills.index("turn_right")] = 1.0
+        actions, _ = crew.act(obs)
+    assert (np.abs(actions).max(axis=1) > 0).tolist() == [True, False]
+
+
+def test_a_file_that_is_missing_is_found_before_more_is_collected(tmp_path: Path) -> None:
+    made(tmp_path, "d", "shard_steps=500", steps=4000)
+    for name in ("manifest.json", "00000.arrow"):
+        (tmp_path / "d" / name).unlink()
+    command = [sys.executable, str(ROOT / "collect.py"), "--name", "d", "--workspace", str(tmp_path), "--resume"]
+    done = run([*command, "--set", "num_steps=8000"])
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "00000.arrow: is missing; put it back, or collect it again under another --name"
+    )
 
 
 def test_steps_wait_in_a_ring_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,12 @@ def test_another_learner_does_not_inherit_the_first_ones_settings(tmp_path: Path
         (["world={kind: gymnasium, id: FrozenLake-v1}"], "normalize_observations: "),
         (["world={kind: gymnasium, id: Blackjack-v1}"], "a Tuple space cannot be put into a snapshot"),
         (["device=cuda:99"], "device: there is no cuda:99"),
+        (["world={kind: gymnasium, id: Ant-v5, kwargs: {foo: 1}}"], "unexpected keyword argument 'foo'"),
+        (["world={kind: gymnasium, id: Ant-v5, kwargs: {xml_file: no_such.xml}}"], "world: File "),
+        (
+            ["world={kind: gymnasium, id: flexrl/Humanoid-v0, kwargs: {num_envs: 4}}"],
+            "world: num_envs: a Gymnasium environment is one simulation",
+        ),
     ],
 )
 def test_what_libraries_refuse_is_refused_before_a_run_begins(settings: list[str], words: str) -> None:
@@ -187,6 +193,17 @@ def test_what_libraries_refuse_is_refused_before_a_run_begins(settings: list[str
         rehearse(config.load(TrainSettings, None, settings), True)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["world.randomise.push=0.5", "evaluation.task=v5"],
+        ["world={task: mixed, switch: [3, 8]}", "evaluation.task=walk_forward"],
+    ],
+)
+def test_what_evaluations_leave_away_does_not_keep_them_from_another_task(settings: list[str]) -> None:
+    assert config.load(TrainSettings, None, settings).evaluation.task == settings[1].partition("=")[2]
 
 
 def test_a_name_where_a_mapping_is_due_is_answered_with_the_mapping(tmp_path: Path) -> None:

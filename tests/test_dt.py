@@ -548,6 +548,14 @@ def test_a_skill_that_the_data_never_showed_is_refused(tmp_path: Path) -> None:
     assert "skills" in refused.stderr.partition("the data of")[0]
     assert "never showed walk_forward" in refused.stderr
     assert not (tmp_path / "more").exists()
+    pupil = tmp_path / "m" / "best"
+    for models in (f"{{path: {pupil}, experts: {{walk_forward: {pupil}}}}}", f"{{path: zero, teacher: {{path: {pupil}}}}}"):
+        skills = ", ".join(f"{skill}: 1" for skill in data.info.skills)
+        world = f"world={{task: mixed, goal: [one_hot], skills: {{{skills}}}}}"
+        asked = ("--name", "more", "--set", world, "--set", f"models=[{models}]", "--set", "skills={walk_forward: 1}")
+        refused = run(script("collect.py", tmp_path, *asked, "--set", "num_envs=2"))
+        assert refused.returncode == 2
+        assert "never showed walk_forward" in refused.stderr
     assert run([*play, "--goal", "turn_left"]).returncode == 0
 
 

@@ -125,6 +125,10 @@ def test_divergence_resets_that_simulation_alone_and_is_counted() -> None:
     assert np.isfinite(obs).all()
     assert np.isfinite(reward).all()
     assert world.take_metrics()["world/diverged"] == 1
+    later = MotorWorld(world.batch.settings)
+    later.reset()
+    later.set_state(world.get_state())
+    assert later.take_metrics()["world/diverged"] == 1
     _, _, done, _ = world.step(np.zeros((4, 17), np.float32))
     assert not done.any()
 

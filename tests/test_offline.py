@@ -195,6 +195,19 @@ def test_patience_ends_a_training_that_does_not_become_better(
     assert json.loads((tmp_path / "m" / "latest" / "snapshot.json").read_bytes())["num_steps"] == 6
 
 
+def test_scores_of_another_measure_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_toy(tmp_path / "data", range(10))
+    arguments = ("--name", "m", "--dataset", str(dataset.folder))
+    train(
+        monkeypatch, tmp_path, *arguments, *sets(*BC, "num_updates=2", "evaluation={every: 1, batches: 1}", "learning_rate=0.1")
+    )
+    train(monkeypatch, tmp_path, "--name", "m", "--resume", *sets("num_updates=3", "evaluation={batches: 2}"))
+    assert "best/ is chosen anew" in capsys.readouterr().err
+    assert json.loads((tmp_path / "m" / "best" / "snapshot.json").read_bytes())["num_steps"] == 3
+
+
 def test_patience_needs_episodes_that_are_held_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"patience: no episode is held out to wait for; write held_out: 0\.05, or patience"):
         settings_of("patience=3", "held_out=0")
@@ -257,6 +270,12 @@ def test_words_are_read_by_the_encoder_that_is_named(tmp_path: Path, monkeypatch
         settings_of(data, model, "goal=[command]", "encoder=hashed_ngrams")
     with pytest.raises(UserError, match="encoder: expected hashed_ngrams, or transformer: and a folder, found 'bert'"):
         settings_of(data, model, "goal=[words]", "encoder=bert")
+    (tmp_path / "cut").mkdir()  # as a clone without its large files leaves it
+    (tmp_path / "cut" / "config.json").write_text('{"model_type": "bert"}')
+    for file in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / "cut" / file).write_text("version 1")
+    told = refused(data, model, "goal=[words]", f"encoder=transformer:{tmp_path / 'cut'}")
+    assert told.startswith(f"encoder: {tmp_path / 'cut'} cannot be read: ")
     for file in ("windows", "offline_training", "goals"):
         monkeypatch.setattr(f"flexrl.{file}.find_encoder", lambda name: Encoder(3, lambda phrase: np.full(3, len(name))))
     settings = settings_of(data, model, "goal=[words]", "encoder=transformer:large")

@@ -11,7 +11,7 @@ import pytest
 from flexrl import rewards, tasks
 from flexrl.body_state import State
 from flexrl.motor_batch import MotorBatch
-from flexrl.motor_settings import MotorSettings, TaskOverrides, check_curriculum, resolve_tasks
+from flexrl.motor_settings import MotorSettings, TaskOverrides, check_training, resolve_tasks
 from flexrl.physics import BODIES, KEPT, Physics
 from flexrl.resets import FallenPoses
 
@@ -205,14 +205,22 @@ def test_changes_that_no_task_has_are_refused_whether_the_world_has_the_task_or_
 )
 def test_a_curriculum_that_would_change_nothing_is_refused(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=f"world.curriculum: .*{words}"):
-        check_curriculum(MotorSettings(curriculum={}, **settings))
-    check_curriculum(MotorSettings(**settings))
+        check_training(MotorSettings(curriculum={}, **settings))
+    check_training(MotorSettings(**settings))
+
+
+@pytest.mark.parametrize("change", [{"pose_levels": (0.1, 0.04)}, {"end_upright": 1.0}])
+def test_help_for_bodies_that_lie_is_refused_where_none_does(change: Any) -> None:
+    standing = {"task": "mixed", "skills": {"walk_forward": 1, "recover": 0}}
+    with pytest.raises(ValueError, match=f"world.{next(iter(change))}: no skill here begins lying; write null"):
+        check_training(MotorSettings(**standing, **change))
+    check_training(MotorSettings(task="recover", **change))
 
 
 def test_a_curriculum_may_begin_with_ranges_or_with_help() -> None:
     easiest = TaskOverrides(easiest={"speed": (0.0, 0.5)})
     for settings in ({"tasks": {"follow": easiest}, "task": "follow"}, {"task": "recover"}, {"task": "mixed"}):
-        check_curriculum(MotorSettings(curriculum={}, **settings))
+        check_training(MotorSettings(curriculum={}, **settings))
 
 
 def test_banks_of_postures_are_kept_but_not_all_of_them() -> None:

@@ -11,7 +11,9 @@ import torch
 
 from flexrl import config, snapshots
 from flexrl.config import UserError
+from flexrl.learner_settings import SETTINGS
 from flexrl.learners import Learner, make_learner
+from flexrl.normaliser import Numbers
 from flexrl.policies import Snapshot, open_snapshot, snapshot_files
 from flexrl.tasks import SKILLS
 from flexrl.text_encoders import NUM_FEATURES, Encoder, hashed_ngrams
@@ -142,6 +144,39 @@ def test_critics_of_actions_judge_exactly_as_before(tmp_path: Path, name: str) -
             judged = before(obs[:, :known], actions), after(obs, actions)
         for ours, theirs in zip(*(each if isinstance(each, tuple) else (each,) for each in judged), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_network_of_another_kind_is_refused_where_skills_are_apart(tmp_path: Path) -> None:
+    sac = ["learner={name: sac, buffer_size: 100, policy_kwargs: {activation_fn: elu}}", "world.num_envs=2"]
+    world = ["world.body=half_cheetah", "world.task=mixed", "world.num_threads=1", "world.goal=[one_hot]"]
+    settings = config.load(TrainSettings, None, [*world, *sac])
+    snapshots.write(tmp_path / "best", snapshot_files(learner_of(settings), settings, {}) | {"lineage.json": b"{}"})
+    ppo = "learner={name: ppo, n_steps: 8, batch_size: 16, apart: [recover], policy_kwargs: {activation_fn: elu}}"
+    settings = config.load(TrainSettings, None, [*world, "world.num_envs=2", ppo])
+    with pytest.raises(UserError, match="is a network of another kind; write the learner's name, policy"):
+        init_from(learner_of(settings), alone(open_snapshot(tmp_path / "best")), settings.world)
+
+
+@pytest.mark.parametrize("net_arch", [[], {"pi": [], "vf": [4]}, [4]])
+def test_weights_for_another_normaliser_answer_as_before(net_arch: Any) -> None:
+    world = make_world(config.load(TrainSettings, None, ["world.num_envs=2", "world.num_threads=1"]).world)
+    kwargs = {"net_arch": net_arch}
+    learner = make_learner(SETTINGS["ppo"](policy="MlpPolicy", policy_kwargs=kwargs), world, num_steps=10, seed=0, device="cpu")
+    size = world.observation_space.shape[0]  # type: ignore[index]
+    rng = np.random.default_rng(0)
+    own, other = (Numbers(rng.normal(size=size), rng.uniform(0.5, 2, size), np.array(v), 1.0) for v in (2.0, 3.0))
+    obs, policy = rng.normal(size=(5, size)), learner.model.policy
+
+    def answer(numbers: Numbers) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = torch.as_tensor((obs - numbers.mean) / np.sqrt(numbers.variance + 1e-8), dtype=torch.float32)  # type: ignore[operator]
+        with torch.no_grad():
+            values = policy.predict_values(seen) * np.sqrt(numbers.return_variance + 1e-8)  # type: ignore[operator]
+            return policy.get_distribution(seen).distribution.mean, values
+
+    before = answer(own)
+    translated = own.translate(learner.policy_arrays(), other)
+    policy.load_state_dict({name: torch.from_numpy(array) for name, array in translated.items()})
+    torch.testing.assert_close(answer(other), before, rtol=1e-4, atol=1e-4)
 
 
 def test_crossq_is_gone_on_with(tmp_path: Path) -> None:
