@@ -148,7 +148,7 @@ def resume(run: runs.Run[TrainDTSettings], settings: TrainDTSettings, learner: O
     run.resumed_from(learner.num_updates)
     print(f"going on exactly at update {learner.num_updates:,}", file=sys.stderr)
     before = EvaluationSettings.model_validate(yaml.safe_load((run.latest / "settings.yaml").read_text())["evaluation"])
-    if before.measure != settings.evaluation.measure:
+    if before.model_copy(update={"every": settings.evaluation.every}) != settings.evaluation:
         print("evaluations are others from here on; best/ is chosen anew", file=sys.stderr)
         return none
     return dict(state["best"])

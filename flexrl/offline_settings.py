@@ -27,11 +27,6 @@ class EvaluationSettings(Settings):
     # v5: Gymnasium's own dynamics; same: the dataset's
     physics: Literal["v5", "same"] = "v5"
 
-    @property
-    def measure(self) -> tuple[int, int, int, str]:
-        """What a score depends on: of two that differ here none is the better."""
-        return self.batches, self.episodes, self.seed, self.physics
-
 
 class TrainDTSettings(Settings):
     """What an offline training is; the defaults train a Decision Transformer."""
