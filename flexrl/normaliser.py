@@ -42,24 +42,27 @@ class Numbers:
         return cls(means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0), first.return_variance, count)
 
     def translate(self, weights: Mapping[str, NDArray[Any]], other: Numbers) -> dict[str, NDArray[Any]]:
-        """The weights of one network that saw observations and returns by these numbers, for those by `other`."""
+        """The weights of networks that saw observations and returns by these numbers, for those by `other`.
+
+        Of all networks, if there are several: the names of one of them end as the names of a policy with but one.
+        """
         result = dict(weights)
         if self.return_variance is not None and other.return_variance is not None:
             scale = np.sqrt((self.return_variance + EPSILON) / (other.return_variance + EPSILON))
-            for name in {"value_net.weight", "value_net.bias"} & set(weights):
-                result[name] = (weights[name] * scale).astype(weights[name].dtype)
+            for name in weights:
+                if name.endswith(("value_net.weight", "value_net.bias")):
+                    result[name] = (weights[name] * scale).astype(weights[name].dtype)
         if self.mean is None or self.variance is None or other.mean is None or other.variance is None:
             return result
         deviation = np.sqrt(self.variance + EPSILON)
         stretch, shift = np.sqrt(other.variance + EPSILON) / deviation, (other.mean - self.mean) / deviation
         for hidden, last in (("mlp_extractor.policy_net.0", "action_net"), ("mlp_extractor.value_net.0", "value_net")):
-            layer = hidden if f"{hidden}.weight" in weights else last  # which is the first where net_arch is empty
-            if f"{layer}.weight" not in weights:
-                continue  # another kind of network, which is refused next
-            matrix = result[f"{layer}.weight"].astype(np.float64)
-            result[f"{layer}.bias"] = (result[f"{layer}.bias"] + matrix @ shift).astype(np.float32)
-            matrix *= stretch
-            result[f"{layer}.weight"] = matrix.astype(np.float32)
+            first = hidden if f"{hidden}.weight" in weights else last  # where net_arch is empty the last layer is the first
+            for layer in (name.removesuffix(".weight") for name in weights if name.endswith(f"{first}.weight")):
+                matrix = result[f"{layer}.weight"].astype(np.float64)
+                result[f"{layer}.bias"] = (result[f"{layer}.bias"] + matrix @ shift).astype(np.float32)
+                matrix *= stretch
+                result[f"{layer}.weight"] = matrix.astype(np.float32)
         return result
 
     def give_to(self, learner: Learner) -> None:

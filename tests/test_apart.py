@@ -217,26 +217,35 @@ def test_networks_of_several_policies_become_one_policy_s(tmp_path: Path) -> Non
     child = learner_on(WORLD, policy="MlpPolicy", apart=["recover"])
     init_from(child, parents(tmp_path / "feet", recover=tmp_path / "up"), WORLD)
     raw = np.random.default_rng(5).normal(size=(6, child.world.observation_space.shape[0])).astype(np.float32)  # type: ignore[index]
-    for index, skill in enumerate(SKILLS):
-        raw[:, columns] = np.eye(3)[index]
-        parent = made["up" if skill == "recover" else "feet"]
-        answers, values = [], []
-        for learner in (child, parent):
-            normal: Any = learner.normaliser.normalize_obs(raw)  # type: ignore[union-attr]
-            answers.append(act(learner, normal))
-            scale = np.sqrt(learner.normaliser.ret_rms.var).item()  # type: ignore[union-attr]
-            values.append(learner.model.policy.predict_values(torch.as_tensor(normal)).detach() * scale)  # type: ignore[operator]
-        np.testing.assert_allclose(*answers, atol=1e-4)
-        torch.testing.assert_close(*values, atol=1e-3, rtol=1e-3)
-    np.testing.assert_array_equal(child.policy_arrays()["log_std"], [m.policy_arrays()["log_std"] for m in made.values()])
+
+    def assert_acts_as_both(child: Learner) -> None:
+        for index, skill in enumerate(SKILLS):
+            raw[:, columns] = np.eye(3)[index]
+            parent = made["up" if skill == "recover" else "feet"]
+            answers, values = [], []
+            for learner in (child, parent):
+                normal: Any = learner.normaliser.normalize_obs(raw)  # type: ignore[union-attr]
+                answers.append(act(learner, normal))
+                scale = np.sqrt(learner.normaliser.ret_rms.var).item()  # type: ignore[union-attr]
+                values.append(learner.model.policy.predict_values(torch.as_tensor(normal)).detach() * scale)  # type: ignore[operator]
+            np.testing.assert_allclose(*answers, atol=1e-4)
+            torch.testing.assert_close(*values, atol=1e-3, rtol=1e-3)
+        np.testing.assert_array_equal(child.policy_arrays()["log_std"], [m.policy_arrays()["log_std"] for m in made.values()])
+
+    assert_acts_as_both(child)
+    snapshots.write(tmp_path / "two", snapshot_files(child, settings_of(WORLD, policy="MlpPolicy", apart=["recover"]), {}))
+    for shared, own in (("feet", "two"), ("two", "up")):  # parents that have networks apart themselves
+        another = learner_on(WORLD, policy="MlpPolicy", apart=["recover"])
+        init_from(another, parents(tmp_path / shared, recover=tmp_path / own), WORLD)
+        assert_acts_as_both(another)
     unaware = WORLD.model_copy(update={"goal": []})
-    blind, two = learner_on(unaware, policy="MlpPolicy"), settings_of(WORLD, policy="MlpPolicy", apart=["recover"])
+    blind = learner_on(unaware, policy="MlpPolicy")
     snapshots.write(tmp_path / "blind", snapshot_files(blind, settings_of(unaware, policy="MlpPolicy"), {}))
-    snapshots.write(tmp_path / "two", snapshot_files(child, two, {}))
     with pytest.raises(UserError, match=r"init_apart.recover: .*up: it sees another goal than init_from: .*blind; they must"):
         init_from(child, parents(tmp_path / "blind", recover=tmp_path / "up"), WORLD)
-    with pytest.raises(UserError, match=r"it has networks apart itself; name a policy of one network"):
-        init_from(child, parents(tmp_path / "feet", recover=tmp_path / "two"), WORLD)
+    more = learner_on(WORLD, policy="MlpPolicy", apart=["recover", "turn_left"])
+    with pytest.raises(UserError, match=r"two: its learner.apart is \['recover'\], here it is \['recover', 'turn_left'\]"):
+        init_from(more, parents(tmp_path / "feet", recover=tmp_path / "two"), WORLD)
 
 
 @pytest.mark.parametrize(
