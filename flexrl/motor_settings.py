@@ -159,6 +159,10 @@ def check_training(settings: MotorSettings) -> None:
     for key in ("pose_levels", "end_upright"):
         if getattr(settings, key) is not None and not any(isinstance(task.reset, FallenPoses) for task in tasks.values()):
             raise ValueError(f"world.{key}: no skill here begins lying; write null")
+    if settings.switch is not None and settings.switch[1] <= SETTLING:  # what fails would count, and what does not would not
+        raise ValueError(
+            f"world.switch: a skill is judged from {SETTLING:g} s on; expected more for the longest, found {settings.switch[1]:g}"
+        )
     if settings.curriculum is None:
         return
     if not any(task.can_be_easier for task in tasks.values()):

@@ -377,3 +377,9 @@ def test_measures_know_drift_and_when_a_body_stood_up() -> None:
     assert measures.upright_at[0] == pytest.approx(1.5, abs=2 * dt)
     assert measures.drift[0] == pytest.approx(0.45, abs=0.01)
     np.testing.assert_allclose(measures.mean_error, [[0.1, 0.0, 0.0]], atol=1e-9)
+
+
+def test_changes_so_quick_that_no_skill_is_judged_are_refused_in_training() -> None:
+    with pytest.raises(ValueError, match=r"world.switch: a skill is judged from 1 s on; .* for the longest, found 0.9"):
+        check_training(MotorSettings(task="mixed", switch=(0.2, 0.9)))
+    check_training(MotorSettings(task="mixed", switch=(0.2, 1.5)))
