@@ -20,9 +20,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
 from trainings import ROOT, command_of
 
 BAR = 0.6
+LENGTH = int(yaml.safe_load((ROOT / "examples" / "humanoid_skills.yaml").read_text())["num_steps"])
 EVALUATION = {"evaluation.every": "500_000", "evaluation.episodes": "40"}
 
 
@@ -54,8 +56,9 @@ def steps_to(
             if any(row.get("eval/success", 0.0) >= success or row["step"] > at_most for row in rows):
                 process.send_signal(signal.SIGINT)
                 break
-    if not rows:
-        raise SystemExit(f"{' '.join(command)}: nothing was trained\n{log.read_text()}")
+        else:  # it ended by itself: all of the example's steps, or an error
+            if process.returncode or not rows:
+                raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{log.read_text()}")
     scores = {row["step"]: row["eval/success"] for row in rows if "eval/success" in row}
     for step, score in scores.items():
         print(f"  {name} {step:>10,} steps  success {score:.0%}", flush=True)
@@ -70,6 +73,8 @@ def main() -> None:
     parser.add_argument("--parent", help="a snapshot to go on from, in place of one trained by phase 1")
     parser.add_argument("--threads", type=int, help="of torch and of physics; as many as there are cores without")
     arguments = parser.parse_args()
+    if arguments.at_most > BAR * LENGTH:
+        parser.error(f"--at-most: expected at most {BAR} of the {LENGTH:,} steps that the example has, {int(BAR * LENGTH):,}")
     origin = arguments.parent or "phase 1"
     threads = {"torch_threads": arguments.threads, "world.num_threads": arguments.threads} if arguments.threads else {}
     with tempfile.TemporaryDirectory() as folder:

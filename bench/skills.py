@@ -68,6 +68,7 @@ def change_skills(policy: Policy, world_settings, seed: int, repeats: int, befor
     world = MotorWorld(world_settings.model_copy(update={"num_envs": num_envs, "sampling": "balanced"}), seed)
     batch, all_ids = world.batch, np.arange(num_envs)
     obs = world.reset()
+    batch.asked.max_steps[:] = 10**9  # nothing but a fall ends what is changed; an episode of getting up is over after 6 s
     policy.reset(np.ones(num_envs, bool))
     before = batch.asked.skill.copy()
     after = (before + 1 + (all_ids // num_skills) % (num_skills - 1)) % num_skills
@@ -81,7 +82,9 @@ def change_skills(policy: Policy, world_settings, seed: int, repeats: int, befor
             action, place, old_yaw = policy.act(obs), batch.position.copy(), yaw(batch.physics.qpos)
             obs, reward, done, infos = world.step(action)
             policy.feedback(action, reward)
-            fell |= done & [bool(info.get("terminated")) for info in infos]
+            terminated = np.array([bool(info.get("terminated")) for info in infos])
+            assert not (done & ~terminated & ~fell).any(), "an episode ended by time"
+            fell |= done & terminated
             fell |= (before != lying) & (batch.physics.qpos[:, 2] < FALLEN_HEIGHT)  # what begins lying ends by no fall
             policy.reset(done)
             new_yaw = yaw(batch.physics.qpos)

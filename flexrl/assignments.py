@@ -43,8 +43,8 @@ class Assignments:
         self.curriculum = None if settings.curriculum is None else Curriculum(len(self.tasks), settings.curriculum)
         self.loose = np.array([isinstance(task.reset, FallenPoses) for task in self.tasks])  # begins lying, (num_tasks,)
         resets = [(i, task.reset) for i, task in enumerate(self.tasks) if settings.pose_levels is not None]
-        steps = settings.pose_levels or (0.0, 0.0)
-        self._poses = {i: PoseLevels(reset.bank_size, *steps) for i, reset in resets if isinstance(reset, FallenPoses)}
+        steps, start = settings.pose_levels or (0.0, 0.0), 0.0 if settings.curriculum is None else settings.curriculum.start
+        self._poses = {i: PoseLevels(reset.bank_size, *steps, start) for i, reset in resets if isinstance(reset, FallenPoses)}
         own = None if settings.words is None else [settings.words]
         phrases = [own or getattr(task.words, settings.phrasings) for task in self.tasks]
         families = [with_copies(family, settings.word_variants) for family in phrases]

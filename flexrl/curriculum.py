@@ -18,7 +18,7 @@ class CurriculumSettings(Settings):
     # level that every task begins with
     start: float = Field(0.0, ge=0, le=1)
     # share of successful episodes above which the level rises
-    raise_above: float = Field(0.7, ge=0, le=1)
+    raise_above: float = Field(0.7, ge=0, lt=1)
     # and below which it falls
     lower_below: float = Field(0.3, ge=0, le=1)
     # by how much

@@ -52,15 +52,19 @@ class MotorEnv(gymnasium.Env):
         elif not self._seeded:
             self.batch.seed(int(self.np_random.integers(2**31)))
         self._seeded = True
-        return self.batch.reset(np.arange(1))[0], {}
+        return self.batch.reset(np.arange(1))[0], self._asked()
+
+    def _asked(self) -> dict[str, Any]:
+        """What is asked for at present."""
+        asked = self.batch.asked
+        return {"skill": self.batch.skills[asked.skill[0]], "command": asked.command[0].copy()}
 
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.floating], float, bool, bool, dict[str, Any]]:
         """One control step with `action` (num_motors,)."""
         result = self.batch.step(np.asarray(action)[None])
         terms = zip(self.batch.term_names, result.terms[:, 0], strict=True)
         info: dict[str, Any] = {f"reward/{name}": float(value) for name, value in terms}
-        info["skill"] = self.batch.tasks[self.batch.asked.skill[0]].name
-        info["command"], info["goal_changed"] = self.batch.asked.command[0].copy(), 0 in result.unchanged
+        info |= {**self._asked(), "goal_changed": 0 in result.unchanged}
         info["diverged"] = bool(result.diverged[0])
         if 0 in result.switches:
             info["switch"] = result.switches[0]

@@ -21,7 +21,7 @@ from flexrl.randomise import Randomiser
 from flexrl.randomness import pack_generator, unpack_generator
 from flexrl.reference import SETTLING, Reference
 from flexrl.rewards import Term, contact_cost, on_course, on_place
-from flexrl.tasks import HANGING_ARMS, TIME_TO_GET_UP, sum_terms
+from flexrl.tasks import HANGING_ARMS, STILL, TIME_TO_GET_UP, sum_terms
 
 Bools = NDArray[np.bool_]
 SERVO_REACH = 1.5  # rad that an action of 1 moves a servo's target away from the standing posture
@@ -98,7 +98,8 @@ class MotorBatch:
         self.observation_space = spaces.Box(-limit, limit, (self.observation.size,), self.observation.dtype)
         judged = any(task.success is not None for task in self.tasks)
         self.measures = Measures(self.num_envs) if judged else None
-        steered = len(self.tasks) > 1 or "place" in settings.goal or not {on_course, on_place}.isdisjoint(self.terms)
+        turns = any(task.command.yaw_rate != STILL for task in self.tasks)
+        steered = len(self.tasks) > 1 or turns or "place" in settings.goal or not {on_course, on_place}.isdisjoint(self.terms)
         self.reference = Reference(self.num_envs) if steered else None
         self._lifts = np.array([task.lift for task in self.tasks])  # shares of the weight
         self._got_up: Bools | None = None  # upright for `end_upright`, by the last step

@@ -11,12 +11,13 @@ from pydantic import Field
 from flexrl.config import Settings
 from flexrl.curriculum import CurriculumSettings
 from flexrl.goals import GOALS
-from flexrl.physics import Mode
+from flexrl.measures import HELD
+from flexrl.physics import BODIES, Mode
 from flexrl.randomise import RandomiseSettings
 from flexrl.reference import SETTLING
 from flexrl.resets import FallenPoses
 from flexrl.skill_sampling import Sampling
-from flexrl.tasks import SKILLS, Command, Range, Task, find_task
+from flexrl.tasks import RANGES, SKILLS, Command, Range, Task, find_task
 from flexrl.text_encoders import EncoderName
 
 SkillName = Literal[
@@ -31,7 +32,6 @@ SkillName = Literal[
     "follow",
 ]
 TaskName = Literal[SkillName, "sprint", "v5", "mixed"]
-RANGES = ("speed", "sideways", "yaw_rate")  # of a task's Command
 MAX_LETTERS = 300  # of a sentence
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -112,7 +112,7 @@ class MotorSettings(Settings):
     # falls by `down`; low ones come more often, and a curriculum helps each by its level; null: postures are alike
     pose_levels: tuple[Share, Share] | None = None
     # s upright that end an episode of getting up, as does a second more than the time there is for it; null: whole episodes
-    end_upright: float | None = Field(None, gt=0)
+    end_upright: float | None = Field(None, gt=0, le=HELD)
     # bodies that differ from simulation to simulation, and pushes; null: none
     randomise: RandomiseSettings | None = None
     # the first episodes end a random time early, so that later ones of one length do not all end together
@@ -159,10 +159,18 @@ def check_training(settings: MotorSettings) -> None:
     for key in ("pose_levels", "end_upright"):
         if getattr(settings, key) is not None and not any(isinstance(task.reset, FallenPoses) for task in tasks.values()):
             raise ValueError(f"world.{key}: no skill here begins lying; write null")
-    if settings.switch is not None and settings.switch[1] <= SETTLING:  # what fails would count, and what does not would not
-        raise ValueError(
-            f"world.switch: a skill is judged from {SETTLING:g} s on; expected more for the longest, found {settings.switch[1]:g}"
-        )
+    # where nothing is judged what fails would count, and what does not would not
+    if settings.switch is not None and settings.switch[1] <= SETTLING:
+        found = f"found {settings.switch[1]:g}"
+        raise ValueError(f"world.switch: a skill is judged from {SETTLING:g} s on; expected a longest time above it, {found}")
+    dt = BODIES[settings.body].dt
+    for name, task in tasks.items():
+        least = HELD if isinstance(task.reset, FallenPoses) else SETTLING
+        if task.success is not None and task.max_steps * dt <= least:
+            raise ValueError(
+                f"world.tasks.{name}.max_steps: {name} is judged from {least:g} s on; expected more than the {int(least / dt)} "
+                f"steps that these are, found {task.max_steps}"
+            )
     if settings.curriculum is None:
         return
     if not any(task.can_be_easier for task in tasks.values()):
@@ -228,7 +236,7 @@ def _command(task: Task, command: Command, ranges: CommandRanges, where: str) ->
     """The command with the ranges that are given; ValueError if the task asks for no such thing."""
     given = {key: getattr(ranges, key) for key in RANGES if getattr(ranges, key) is not None}
     for key in given:
-        if isinstance(task.reset, FallenPoses) or task.name == "v5" or (task.body == "half_cheetah" and key != "speed"):
+        if key not in task.asks:
             raise ValueError(f"{where}.{key}: {task.name} of the {task.body} is asked for no {key}; leave it away")
     changes: dict[str, Any] = {key: _range(f"{where}.{key}", value) for key, value in given.items()}
     return replace(command, **changes)

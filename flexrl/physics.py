@@ -45,6 +45,11 @@ class Body:
     upright_height: float  # m: the torso of a body that stands is above it
     free: bool  # the root is a free joint (seven positions, six velocities), not three planar ones
 
+    @property
+    def dt(self) -> float:
+        """One control step, s, in either mode."""
+        return self.fast_steps * self.fast_timestep
+
 
 _SIDES = ("right", "left")
 BODIES = {

@@ -72,13 +72,13 @@ class SkillSampler:
 class PoseLevels:
     """A level from 0 to 1 for each of `num_poses` lying postures, by how episodes from it come out; low ones are drawn more."""
 
-    def __init__(self, num_poses: int, up: float, down: float) -> None:
-        self.levels = np.zeros(num_poses)
-        self._up, self._down = up, down
+    def __init__(self, num_poses: int, up: float, down: float, start: float = 0.0) -> None:
+        self.levels = np.full(num_poses, start)
+        self._up, self._down, self._start = up, down, start
 
     def begin(self) -> None:
         """Forgets how episodes came out."""
-        self.levels[:] = 0.0
+        self.levels[:] = self._start
 
     def draw(self, rng: np.random.Generator) -> int:
         """The posture (an index) that the next episode begins from."""

@@ -19,6 +19,7 @@ from flexrl.resets import FallenPoses, Noise, Reset
 Range = tuple[float, float]
 TIME_TO_GET_UP = 3.0  # s
 STILL = (0.0, 0.0)
+RANGES = ("speed", "sideways", "yaw_rate")  # parts of a command
 
 
 def sum_terms(terms: Array) -> Array:
@@ -89,6 +90,7 @@ class Task:
     # of the episodes' measures and whether each fell, (num_envs,) both: whether the skill was shown
     success: Callable[[Measures, NDArray[np.bool_]], NDArray[np.bool_]] | None = None
     command: Command = Command()
+    asks: tuple[str, ...] = ()  # what of the command may be asked for otherwise: any of speed, sideways, yaw_rate
     easiest: Command | None = None  # ranges of the command that a curriculum begins with; None: its own
     lift: float = 0.0  # share of the weight that a curriculum begins with carrying, while the torso is low
     max_steps: int = 1000  # control steps until the episode is truncated
@@ -224,6 +226,7 @@ TASKS = [
         name="walk_forward",
         words=phrasings.WALK_FORWARD,
         command=Command(speed=(1.5, 1.5)),
+        asks=("speed", "yaw_rate"),
         success=walks_at_speed,
         rewards={
             r.progress: 3.0,
@@ -248,6 +251,7 @@ TASKS = [
         name="run_forward",
         words=phrasings.RUN_FORWARD,
         command=Command(speed=(2.5, 2.5)),
+        asks=RANGES,
         easiest=Command(speed=(1.5, 1.5)),
         gait_frequency=1.5,
         success=runs,
@@ -278,6 +282,7 @@ TASKS = [
         name="walk_backward",
         words=phrasings.WALK_BACKWARD,
         command=Command(speed=(-0.5, -0.5)),
+        asks=RANGES,
         success=walks_at_speed,
     ),
     replace(
@@ -285,6 +290,7 @@ TASKS = [
         name="turn_left",
         words=phrasings.TURN_LEFT,
         command=Command(yaw_rate=(0.75, 0.75)),
+        asks=("yaw_rate",),
         success=turns_on_the_spot,
     ),
     replace(
@@ -292,6 +298,7 @@ TASKS = [
         name="turn_right",
         words=phrasings.TURN_RIGHT,
         command=Command(yaw_rate=(-0.75, -0.75)),
+        asks=("yaw_rate",),
         success=turns_on_the_spot,
     ),
     replace(
@@ -308,6 +315,7 @@ TASKS = [
         name="follow",
         words=phrasings.FOLLOW,
         command=Command(speed=(-0.5, 1.5), sideways=(-0.3, 0.3), yaw_rate=(-1.0, 1.0), still=0.15, every=(3.0, 8.0)),
+        asks=RANGES,
         success=follows,
     ),
     Task(
@@ -334,6 +342,7 @@ TASKS = [
         name="run_forward",
         words=phrasings.RUN_FORWARD,
         command=Command(speed=(4.0, 4.0)),
+        asks=("speed",),
         success=runs,
     ),
     replace(
@@ -341,6 +350,7 @@ TASKS = [
         name="run_backward",
         words=phrasings.RUN_BACKWARD,
         command=Command(speed=(-3.0, -3.0)),
+        asks=("speed",),
         success=runs,
     ),
     replace(

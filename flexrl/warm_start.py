@@ -46,10 +46,10 @@ def init_from(learner: Learner, parents: Parents, world: object) -> None:
     """The parents' weights and normalisers into a fresh `learner` on a world of settings `world`.
 
     Inputs that a parent did not have stand behind what it saw (a goal does), get zero weights, and so change
-    nothing at first: the learner acts and judges as its parent did, bit for bit, with each of its networks if it has
-    several. With parents apart, the normaliser is of all that they saw and each network's first layer is changed to what it
-    was for its parent's: it acts as its parent to the last digits of float32, and to what a body's left and right have
-    differed by in its parent's normaliser. UserError if they do not fit.
+    nothing at first: the learner acts and judges as its parent did, with each of its networks if it has several: PPO's MLPs
+    bit for bit, other networks to the last digits. With parents apart, the normaliser is of all that they saw and each
+    network's first layer is changed to what it was for its parent's: it acts as its parent to the last digits of float32, and
+    to what a body's left and right have differed by in its parent's normaliser. UserError if they do not fit.
     """
     apart = getattr(learner.settings, "apart", [])
     for parent in parents.all:

@@ -45,12 +45,12 @@ def test_env_and_world_are_the_same_code() -> None:
 def test_infos_tell_when_another_command_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flexrl.motor_settings.SETTLING", 0.0)  # commands that change more often than can be followed
     env = gymnasium.make("flexrl/Humanoid-v0", task="follow", goal=["command"], tasks={"follow": {"every": (0.03, 0.03)}})
-    env.reset(seed=0)
-    before, changes = None, []
+    _, info = env.reset(seed=0)
+    assert info["skill"] == "follow"
+    before, changes = info["command"], []
     for _ in range(6):  # 90 ms
         *_, info = env.step(np.zeros(17, np.float32))
-        if before is not None:
-            assert info["goal_changed"] == (not np.array_equal(info["command"], before))
+        assert info["goal_changed"] == (not np.array_equal(info["command"], before))
         before = info["command"]
         changes.append(info["goal_changed"])
     assert sum(changes) == 3

@@ -388,6 +388,10 @@ def test_what_cannot_be_is_refused() -> None:
         resolve_tasks(MotorSettings(task="v5", randomise={"mass": (0.9, 1.1)}))
     with pytest.raises(ValueError, match=r"lower_below: expected at most raise_above, 0\.3, found 0\.5"):
         MotorSettings(curriculum={"raise_above": 0.3, "lower_below": 0.5})
+    with pytest.raises(ValueError, match="less than 1"):  # no share is above it
+        MotorSettings(curriculum={"raise_above": 1.0})
+    with pytest.raises(ValueError, match="less than or equal to 2"):  # a change of skill may come after 2 s upright
+        MotorSettings(task="recover", end_upright=3.0)
     with pytest.raises(ValueError, match="write task: mixed"):
         resolve_tasks(MotorSettings(switch=(3, 8)))
     with pytest.raises(ValueError, match=r"switch: expected \[lowest, highest\]"):
@@ -582,6 +586,19 @@ def test_postures_that_nobody_got_up_from_come_more_often() -> None:
     batch.seed(1)
     assert not any(poses.levels.any() for poses in batch.asked._poses.values())
     assert evaluation_settings(settings, 4).pose_levels is None
+
+
+def test_postures_begin_at_the_curriculum_s_level() -> None:
+    settings = MotorSettings(
+        task="recover", num_envs=2, num_threads=1, pose_levels=(0.5, 0.5), curriculum={"start": 0.4},
+        tasks={"recover": {"poses": 3}},
+    )  # fmt: skip
+    batch = MotorBatch(settings, seed=0)
+    batch.reset(np.arange(2))
+    np.testing.assert_array_equal(batch.asked.level, 0.4)
+    batch.asked.ended(0, True)
+    assert batch.asked.curriculum is not None
+    assert batch.asked.curriculum.levels[0] == pytest.approx((0.4 + 0.4 + 0.9) / 3)
 
 
 def test_getting_up_may_end_once_it_is_decided() -> None:

@@ -172,6 +172,9 @@ def test_yaml_changes_when_commands_change_and_where_a_curriculum_begins() -> No
         ),
         ({"tasks": {"mixed": {}}}, "world.tasks.mixed: several tasks are changed one by one"),
         ({"tasks": {"recover": {"speed": 1.0}}}, "world.tasks.recover.speed: recover of the humanoid is asked for no speed"),
+        ({"tasks": {"sprint": {"speed": 4.0}}}, "world.tasks.sprint.speed: sprint of the humanoid is asked for no speed"),
+        ({"tasks": {"walk_forward": {"sideways": 0.3}}}, "walk_forward of the humanoid is asked for no sideways"),
+        ({"tasks": {"stand_still": {"speed": 1.0}}}, "stand_still of the humanoid is asked for no speed"),
         ({"tasks": {"v5": {"yaw_rate": 1.0}}}, "world.tasks.v5.yaw_rate: v5 of the humanoid is asked for no yaw_rate"),
         (
             {"body": "half_cheetah", "task": "v5", "tasks": {"run_forward": {"sideways": 1.0}}},
@@ -380,6 +383,31 @@ def test_measures_know_drift_and_when_a_body_stood_up() -> None:
 
 
 def test_changes_so_quick_that_no_skill_is_judged_are_refused_in_training() -> None:
-    with pytest.raises(ValueError, match=r"world.switch: a skill is judged from 1 s on; .* for the longest, found 0.9"):
+    with pytest.raises(ValueError, match=r"world.switch: a skill is judged from 1 s on; .* longest time above it, found 0.9"):
         check_training(MotorSettings(task="mixed", switch=(0.2, 0.9)))
     check_training(MotorSettings(task="mixed", switch=(0.2, 1.5)))
+
+
+@pytest.mark.parametrize(
+    ("body", "task", "least", "seconds"),
+    [("humanoid", "follow", 66, 1), ("humanoid", "recover", 133, 2), ("half_cheetah", "recover", 40, 2)],
+)
+def test_episodes_too_short_to_be_judged_are_refused_in_training(body: Any, task: Any, least: int, seconds: int) -> None:
+    def settings(steps: int) -> MotorSettings:
+        return MotorSettings(body=body, task=task, tasks={task: TaskOverrides(max_steps=steps)})
+
+    line = f"{task}.max_steps: {task} is judged from {seconds} s on; expected more than the {least} steps .* found {least}"
+    with pytest.raises(ValueError, match=line):
+        check_training(settings(least))
+    check_training(settings(least + 1))
+
+
+def test_a_course_that_turns_is_what_a_walk_is_paid_for() -> None:
+    """Without seeing the place, too: the asked heading goes on turning as the command says, as far as the body comes along."""
+    batch = MotorBatch(MotorSettings(num_envs=1, num_threads=1, tasks={"walk_forward": TaskOverrides(yaw_rate=0.5)}))
+    batch.reset(np.arange(1))
+    for _ in range(20):
+        batch.step(np.zeros((1, 17)))
+    assert batch.reference is not None
+    yaw = np.arctan2(batch._asked_heading[0, 1], batch._asked_heading[0, 0])
+    assert yaw == pytest.approx(20 * 0.5 * batch.physics.dt, abs=0.05)
