@@ -29,7 +29,7 @@ from flexrl.collection import CollectSettings, describe, make_crew, open_models,
 from flexrl.collector import Collector
 from flexrl.config import Settings, UserError
 from flexrl.dataset import columns_of, open_dataset
-from flexrl.dataset_exports import export_lerobot, export_minari, export_npz
+from flexrl.dataset_exports import export_lerobot, export_minari, export_npz, whole
 from flexrl.dataset_imports import files_of, import_minari
 from flexrl.dataset_writer import DatasetWriter
 from flexrl.motor_world import MotorWorld
@@ -39,7 +39,11 @@ from flexrl.worlds import closing, make_world, recorded_world, why
 
 FLAGS = (
     command_line.Flag(
-        *("--model", "PATH", "who acts: a snapshot's folder, random or zero; several times for several (weights in YAML)"),
+        *(
+            "--model",
+            "PATH",
+            "who acts, in place of the settings' models: a snapshot's folder, random or zero; several times for several",
+        ),
         lambda texts: f"models={json.dumps([{'path': text} for text in texts])}",
     ),
     command_line.Flag("--steps", "N", "env steps in all (default: 200_000)", lambda texts: f"num_steps={texts[-1]}"),
@@ -133,12 +137,16 @@ def import_from_minari() -> None:
     folder = arguments.workspace / runs.check_name(arguments.name)
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: there is something of this name; take another --name")
-    info = import_minari(arguments.import_minari, folder, arguments.env)
-    run = runs.Run(folder, ImportSettings(source=str(arguments.import_minari), env=arguments.env))
-    for file in files_of(arguments.import_minari):
-        run.add_parent(str(file), file)
-    with run:
-        run.num_steps = info.num_steps
+    try:
+        with whole(folder) as temporary:  # dataset and lineage appear together
+            info = import_minari(arguments.import_minari, temporary, arguments.env)
+            run = runs.Run(temporary, ImportSettings(source=str(arguments.import_minari), env=arguments.env), arguments.name)
+            for file in files_of(arguments.import_minari):
+                run.add_parent(str(file), file)
+            with run:
+                run.num_steps = info.num_steps
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another place with --workspace") from None
     print(f"{info.num_steps:,} steps in {info.num_episodes:,} episodes: {folder}")
     try:
         recorded_world(info.world)

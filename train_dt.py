@@ -57,15 +57,15 @@ def lead(peers: parallel.Peers) -> None:
             use_cores(settings, peers)
             run.unit = "update"
             datasets = open_all(settings)
-            latest = run.latest if snapshots.exists(run.latest) else None
             for dataset in datasets:
                 dataset.verify()
-            if latest is None:
+            if not snapshots.exists(run.latest):
                 for path, dataset in zip(settings.datasets, datasets, strict=True):
                     run.add_parent(path, dataset.folder)
                 if settings.init_from is not None:
                     run.add_parent(settings.init_from, Path(settings.init_from))
             stack.enter_context(run)
+            latest = run.latest if snapshots.exists(run.latest) else None  # now that a save which was cut is mended
             if latest is not None:
                 for path, dataset in zip(settings.datasets, datasets, strict=True):
                     cure = f"go on with its weights under another --name and --set init_from={run.latest}"

@@ -83,9 +83,9 @@ class CollectSettings(Settings):
     sampling: Sampling | None = None
     # s between changes of the skill within an episode, [shortest, longest]; null: never; same: as in the training
     switch: Range | Literal["same"] | None = "same"
-    # simulations stepped together
-    num_envs: int = Field(128, ge=1, le=65536)
-    # physics threads; null: one for each CPU core
+    # simulations stepped together; null: as many as the world's own settings say
+    num_envs: int | None = Field(None, ge=1, le=65536)
+    # physics threads; null: one for each CPU core, or as many as `world` says
     num_threads: int | None = Field(None, ge=1, le=1024)
     # steps in a file, at least; an episode is never cut in two
     shard_steps: int = Field(65_536, ge=1, le=2**24)
@@ -96,6 +96,10 @@ class CollectSettings(Settings):
             raise ValueError("noise: expected numbers from 0, in units of the action")
         if self.world is None and self.models[0].path in WITHOUT_SNAPSHOT:
             raise ValueError(f"world: {self.models[0].path} needs one, such as world: {{kind: motor, task: walk_forward}}")
+        for key, value in AS_IT_IS.items() if isinstance(self.world, MotorSettings) else ():
+            if getattr(self.world, key) != value:
+                written = "null" if value is None else str(value).lower()
+                raise ValueError(f"world.{key}: is for training; a dataset is of the task as it is; write {written}")
         return self
 
 
@@ -124,7 +128,7 @@ def rehearse(settings: CollectSettings, is_new: bool) -> None:
             Crew(
                 [ZeroPolicy(world.action_space)] * len(parents),
                 [m.weight for m in settings.models],
-                settings.num_envs,
+                world_settings.num_envs,
                 world.action_space,
             )
         except ValueError as error:
@@ -239,8 +243,14 @@ def world_of(settings: CollectSettings, parents: list[Snapshot | None]) -> World
     if isinstance(world, GymnasiumSettings):
         if settings.skills or settings.physics != "same":
             raise UserError(f"{'skills' if settings.skills else 'physics'}: {world.id} has none to choose from; leave it away")
-        return world.model_copy(update={"num_envs": settings.num_envs})
-    update: dict[str, Any] = {"num_envs": settings.num_envs, "num_threads": settings.num_threads}
+        return world.model_copy(update={"num_envs": settings.num_envs or world.num_envs})
+    own_threads = (
+        None if settings.world is None else world.num_threads
+    )  # a training's are those of its machine, and its neighbours
+    update: dict[str, Any] = {
+        "num_envs": settings.num_envs or world.num_envs,
+        "num_threads": settings.num_threads or own_threads,
+    }
     update |= AS_IT_IS
     if settings.physics != "same":
         update["physics"] = settings.physics

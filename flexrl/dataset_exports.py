@@ -140,10 +140,11 @@ def export_minari(dataset: Dataset, name: str) -> Path:
         for i in range(len(dataset.episodes)):
             steps = dataset.episode(i)
             last = dataset.episodes.final_observation[i : i + 1]
+            seed, number = dataset.episodes.seed[i], dataset.episodes.number[i]
             infos = {name: append_last(steps[name]) for name in ("skill", "goal", "command", "state") if name in steps}
             yield EpisodeBuffer(
                 id=i,
-                seed=int(dataset.episodes.seed[i]),
+                seed=int(seed) if number == 0 and seed >= 0 else None,  # later episodes go on from a simulation's first
                 observations=np.concatenate([steps["observation"], last]),
                 actions=steps["action"][:, 0].astype(np.int64) if discrete else np.array(steps["action"]),
                 rewards=steps["reward"].astype(float).tolist(),

@@ -1,8 +1,7 @@
-"""One of Minari's datasets as ours: opened and checked before anything is written, there whole or not at all."""
+"""One of Minari's datasets as ours: opened and checked before anything is written."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,29 +22,21 @@ CANNOT_READ = (ValueError, KeyError, TypeError, IndexError, AssertionError, Impo
 
 
 def import_minari(source: Path, folder: Path, env: str | None = None) -> DatasetInfo:
-    """Writes Minari's dataset in `source` (its folder, or the `data` in it) as ours to `folder`, which is new or empty.
+    """Writes Minari's dataset in `source` (its folder, or the `data` in it) as ours to `folder`, which is made.
 
-    `env`: the environment that it is of, in place of the one that it names. UserError for what cannot be taken over, and then
-    `folder` is as it was.
+    `env`: the environment that it is of, in place of the one that it names. UserError for what cannot be taken over, OSError
+    where nothing can be written.
     """
     theirs = open_minari(source)
     info = describe(source, theirs, env)
-    temporary = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
-    try:
-        temporary.mkdir(parents=True)
-        writer = DatasetWriter(temporary, info, SHARD_STEPS, cure="make room, and import it again")
-        writer.set_state(None)
-        for steps, row in episodes_of(source, theirs):
-            writer.add(steps, row)
-            if writer.is_full:
-                writer.flush()
-        writer.finish()
-        temporary.replace(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another place with --workspace") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    folder.mkdir(parents=True)
+    writer = DatasetWriter(folder, info, SHARD_STEPS, cure="make room, and import it again")
+    writer.set_state(None)
+    for steps, row in episodes_of(source, theirs):
+        writer.add(steps, row)
+        if writer.is_full:
+            writer.flush()
+    writer.finish()
     return read_info(folder / DATASET)
 
 
@@ -78,11 +69,16 @@ def open_minari(source: Path) -> Any:
 
 def describe(source: Path, theirs: Any, env: str | None) -> DatasetInfo:
     """What our dataset.yaml says of it; UserError if its spaces, or the environment that is asked for, do not fit."""
-    spaces = theirs.observation_space, theirs.action_space
-    for name, space in zip(("observations", "actions"), spaces, strict=True):
+    observation, action = theirs.observation_space, theirs.action_space
+    chosen = isinstance(action, gymnasium.spaces.Discrete)  # one of several, as a vector of one number
+    for name, space in (("observations", observation), *([] if chosen else [("actions", action)])):
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise UserError(f"--import-minari {source}: its {name} are no vectors of numbers ({type(space).__name__})")
-    observation, action = spaces
+    if chosen and action.start:
+        raise UserError(
+            f"--import-minari {source}: its actions are choices from {action.start} on; only those from 0 are known here"
+        )
+    low, high = (np.zeros(1), np.array([action.n - 1])) if chosen else (action.low, action.high)
     world: dict[str, Any] = {"kind": "gymnasium", "id": env, "kwargs": {}}
     if env is not None:
         try:
@@ -96,9 +92,9 @@ def describe(source: Path, theirs: Any, env: str | None) -> DatasetInfo:
         body=None,
         seconds_per_step=None,
         observation=(BlockInfo(name="observation", size=observation.shape[0]),),
-        action_size=action.shape[0],
-        action_low=tuple(map(float, action.low)),
-        action_high=tuple(map(float, action.high)),
+        action_size=len(low),
+        action_low=tuple(map(float, low)),
+        action_high=tuple(map(float, high)),
         state_size=0,
         skills=(),
         phrases=(),
@@ -119,10 +115,11 @@ def episodes_of(source: Path, theirs: Any) -> Iterator[tuple[dict[str, Array], d
 
 def _episode_of(episode: Any) -> tuple[dict[str, Array], dict[str, Any]]:
     length = len(episode.rewards)
+    actions = np.asarray(episode.actions, np.float32).reshape(length, -1)
     steps: dict[str, Array] = {
         "observation": np.asarray(episode.observations[:length], np.float32),
-        "action": np.asarray(episode.actions, np.float32),
-        "intended": np.asarray(episode.actions, np.float32),
+        "action": actions,
+        "intended": actions,
         "reward": np.asarray(episode.rewards, np.float32),
         "terminated": np.asarray(episode.terminations, bool),
         "truncated": np.asarray(episode.truncations, bool),

@@ -236,11 +236,11 @@ class DatasetWriter:
 
     def _check_files(self) -> None:
         """UserError names the first file that was written and is not there as it was."""
-        for name, size in self._sizes.items():
+        for name, written in self._hashes.items():
             path = self.folder / name
             if not path.is_file():
                 raise UserError(f"{path}: is missing; put it back, or collect it again under another --name")
-            if path.stat().st_size != size:
+            if path.stat().st_size != self._sizes[name] or snapshots.file_hash(path) != written:
                 raise UserError(f"{path}: is cut or damaged; put it back as it was, or collect it again under another --name")
 
     def set_state(self, state: Mapping[str, Any] | None) -> None:

@@ -9,10 +9,21 @@ from typing import Annotated
 
 import psutil
 
-from flexrl.config import text
+from flexrl.config import UserError, text
 
 # what torch computes on
 Device = Annotated[str, text(r"auto|cpu|cuda(:\d+)?|mps", "auto, cpu, cuda, mps, or cuda:1 of several")]
+
+
+def check_device(device: str) -> None:
+    """UserError if torch has no such device here."""
+    import torch  # imported here because what asks for cores alone should not wait for it
+
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: there is no {device} among {torch.cuda.device_count()} GPUs here; write auto")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device: there is no mps here, which Apple's machines have; write auto")
 
 
 def num_threads(with_openmp: bool = True) -> int:

@@ -230,6 +230,7 @@ class OfflineLearner:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
         total, waited, share = 0.0, 0.0, 0.0
+        is_whole = self._accumulate == 1 and self._peers.size == 1
         for _ in range(self._accumulate):
             start = time.perf_counter()
             windows = self.sampler.draw(self._batch_size, self._rng)
@@ -238,14 +239,15 @@ class OfflineLearner:
                 inputs["given"] = self._hidden(len(inputs["time"]))
             waited += time.perf_counter() - start
             # a batch counts by its steps, as in one of the whole size: windows that an episode's end cuts have fewer
-            weight = 1.0 if self._accumulate == 1 else float(windows.valid.mean()) / self._accumulate
+            weight = 1.0 if is_whole else float(windows.valid.mean()) / self._accumulate
             with self._autocast():
                 loss = self._loss(inputs) * weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             share += weight
-        if self._accumulate > 1:
+        if not is_whole:
             total /= share
+            share = self._peers.mean(share)
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= share

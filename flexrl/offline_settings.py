@@ -111,8 +111,8 @@ class TrainDTSettings(Settings):
         if isinstance(self.model, DTSettings) and self.model.width % self.model.heads:
             raise ValueError("model.width: expected a multiple of model.heads")
         parts = prompt_parts(self.model, self.goal)
-        if self.hide and not parts:
-            raise ValueError("hide: only a dt with a goal or a return has something to hide; write 0")
+        if self.hide and (not parts or parts == self.goal[:1]):
+            raise ValueError("hide: only a dt with a return, or a goal of several parts, has something to hide; write 0")
         for part in self.hide if isinstance(self.hide, dict) else ():
             if part not in parts:
                 raise ValueError(f"hide: there is no {part} to hide; there is {', '.join(parts)}")

@@ -14,7 +14,7 @@ import yaml
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from flexrl import snapshots
+from flexrl import machine, snapshots
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, open_dataset
 from flexrl.evaluation import metrics_of, run_episodes, summarise
@@ -59,9 +59,7 @@ def open_all(settings: TrainDTSettings) -> list[Dataset]:
 
 def rehearse(settings: TrainDTSettings, is_new: bool) -> None:
     """Opens the datasets and makes the model, which is forgotten: what cannot be learned is refused here."""
-    kind, _, index = settings.device.partition(":")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: there is no {settings.device} among {torch.cuda.device_count()} GPUs here; write auto")
+    machine.check_device(settings.device)
     if not is_new:  # what it began with, and its parent, may be gone
         settings = settings.model_copy(update={"init_from": None})
     learner, _ = make_learner(settings, open_all(settings))
@@ -209,11 +207,14 @@ def draw_held_out(settings: TrainDTSettings, held_out: WindowSampler) -> Iterato
 
 def judge(best: dict[str, float], metrics: dict[str, float]) -> bool:
     """Keeps what is best so far, and for how many evaluations the held-out loss has not fallen; whether this one is best."""
-    best["waited"] = 0 if metrics["eval/loss"] < best["loss"] else best["waited"] + 1
-    best["loss"] = min(best["loss"], metrics["eval/loss"])
-    score = metrics.get("eval/success", metrics.get("eval/return", -metrics["eval/loss"]))
-    is_best = score > best["score"]
-    best["score"] = max(best["score"], score)
+    loss = metrics["eval/loss"]
+    best["waited"] = 0 if loss < best["loss"] else best["waited"] + 1
+    best["loss"] = min(best["loss"], loss)
+    score = metrics.get("eval/success", metrics.get("eval/return", -loss))
+    # a dozen episodes are often all successful: of such, the one that predicts better
+    is_best = (score, -loss) > (best["score"], -best.get("its_loss", -np.inf))
+    if is_best:
+        best["score"], best["its_loss"] = score, loss
     return is_best
 
 

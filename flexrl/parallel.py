@@ -69,6 +69,14 @@ class Peers:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
+    def mean(self, value: float) -> float:
+        """The mean of a number over all processes."""
+        if self.size == 1:
+            return value
+        numbers = torch.tensor([value], dtype=torch.float64, device="cuda" if self.has_gpus else "cpu")
+        distributed.all_reduce(numbers)
+        return float(numbers) / self.size
+
     def agree(self, value: Any) -> Any:
         """The leader's plain value, in all processes."""
         if self.size == 1:

@@ -55,8 +55,8 @@ def check_name(name: str) -> str:
 class Run(Generic[S]):
     """One run's folder. Entered, it holds the name's lock, writes lineage, and saves on SIGTERM and Ctrl-C."""
 
-    def __init__(self, folder: Path, settings: S) -> None:
-        self.folder, self.settings, self.name = folder, settings, folder.name
+    def __init__(self, folder: Path, settings: S, name: str | None = None) -> None:
+        self.folder, self.settings, self.name = folder, settings, name or folder.name  # what is to move there has its name
         self.latest, self.best = folder / "latest", folder / "best"
         self.parents: dict[str, str] = {}  # path: content hash
         self.ancestry: dict[str, Any] = {}  # content hash: an ancestor's own lineage, without those of its ancestors

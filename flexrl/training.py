@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import gymnasium
-import torch
 from pydantic import Field, model_validator
 
-from flexrl import render, runs, snapshots
+from flexrl import machine, render, runs, snapshots
 from flexrl.config import Settings, UserError
 from flexrl.evaluation import Trail, metrics_of, run_episodes, summarise
 from flexrl.learner_settings import SETTINGS, LearnerSettings, check_fit
@@ -113,9 +112,7 @@ def rehearse(settings: TrainSettings, is_new: bool) -> None:
 
     Where the run `is_new`, the snapshot that it begins with is tried on too.
     """
-    kind, _, index = settings.device.partition(":")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():  # SB3 would take the CPU without a word
-        raise UserError(f"device: there is no {settings.device} among {torch.cuda.device_count()} GPUs here; write auto")
+    machine.check_device(settings.device)  # SB3 would take the CPU without a word
     if is_new and isinstance(settings.world, MotorSettings):
         try:
             check_training(settings.world)

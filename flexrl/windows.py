@@ -17,6 +17,7 @@ from flexrl.phrasings import with_copies
 from flexrl.text_encoders import Encoder, embed, find_encoder
 
 Array = NDArray[Any]
+HELD_OUT = 20_000  # seed of which episodes are held out
 # What a goal is made of, by the name of the block that shows it in a world's observation.
 GOAL_BLOCKS = {"skill": "one_hot", "command": "command", "place": "place", "words": "embedding"}
 
@@ -260,7 +261,8 @@ def split(datasets: Sequence[Dataset], top: float, held_out: float, whole: bool 
 
     `top`: the share of the steps of all datasets together, those of the episodes with the highest returns among them all,
     that is kept (1: all). `whole`: without episodes that the collection's end cut, whose returns say nothing, unless all are.
-    Then that share of a dataset's kept episodes is held out, evenly spread, the first among them, where there are two at least.
+    Then that share of a dataset's kept episodes is held out, where there are two at least: drawn, always the same, as every
+    n-th would be of a few simulations alone where all episodes are as long.
     """
     returns, lengths, cut = (
         np.concatenate([getattr(d.episodes, name) for d in datasets]) for name in ("episode_return", "length", "cut")
@@ -277,7 +279,7 @@ def split(datasets: Sequence[Dataset], top: float, held_out: float, whole: bool 
     for mine in np.split(kept, ends[:-1]):
         held, chosen = np.zeros(len(mine), bool), np.flatnonzero(mine)
         if held_out > 0 and len(chosen) > 1:
-            counted = np.floor(np.arange(len(chosen)) * held_out + 1e-9)
-            held[chosen[np.diff(counted, prepend=-1) > 0]] = True
+            count = min(max(round(held_out * len(chosen)), 1), len(chosen) - 1)
+            held[np.random.Generator(np.random.PCG64(HELD_OUT)).permutation(chosen)[:count]] = True
         masks.append((mine & ~held, held))
     return masks

@@ -455,14 +455,33 @@ def test_an_expert_acts_in_the_place_of_a_policy_without_weights(monkeypatch: py
 
 def test_a_file_that_is_missing_is_found_before_more_is_collected(tmp_path: Path) -> None:
     made(tmp_path, "d", "shard_steps=500", steps=4000)
-    for name in ("manifest.json", "00000.arrow"):
-        (tmp_path / "d" / name).unlink()
     command = [sys.executable, str(ROOT / "collect.py"), "--name", "d", "--workspace", str(tmp_path), "--resume"]
-    done = run([*command, "--set", "num_steps=8000"])
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(
-        "00000.arrow: is missing; put it back, or collect it again under another --name"
-    )
+    shard = tmp_path / "d" / "00000.arrow"
+
+    def refused() -> str:
+        (tmp_path / "d" / "manifest.json").unlink(missing_ok=True)
+        done = run([*command, "--set", "num_steps=8000"])
+        assert done.returncode == 2
+        return done.stderr.splitlines()[-1]
+
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert refused().endswith("00000.arrow: is cut or damaged; put it back as it was, or collect it again under another --name")
+    shard.unlink()
+    assert refused().endswith("00000.arrow: is missing; put it back, or collect it again under another --name")
+
+
+def test_as_many_simulations_as_the_world_has_unless_others_are_asked_for() -> None:
+    gym = "world={kind: gymnasium, id: Pendulum-v1, num_envs: 3}"
+    motor = "world={num_envs: 5, num_threads: 1}"
+    for world, more, number in ((gym, [], 3), (gym, ["num_envs=4"], 4), (motor, [], 5), (motor, ["num_envs=4"], 4)):
+        settings = config.load(CollectSettings, None, ["models=[{path: random}]", world, *more])
+        made = world_of(settings, [None])
+        assert made.num_envs == number
+        assert getattr(made, "num_threads", 1) == 1
+    with pytest.raises(UserError, match=r"world.randomise: is for training; a dataset is of the task as it is; write null"):
+        config.load(CollectSettings, None, ["models=[{path: random}]", "world={randomise: {mass: [0.9, 1.1]}}"])
 
 
 def test_steps_wait_in_a_ring_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,12 @@ def test_another_learner_does_not_inherit_the_first_ones_settings(tmp_path: Path
     assert (settings.learner.n_steps, settings.world.num_envs) == (1, 4)
 
 
+def test_a_device_that_only_others_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^device: there is no mps here, which Apple's machines have; write auto$"):
+        rehearse(config.load(TrainSettings, None, ["device=mps"]), True)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -173,9 +173,10 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         ({"total_episodes": 0}, "has no episodes"),
         ({"minari_version": "0.0.1"}, "cannot be read: The installed Minari version"),
         (
-            {"action_space": json.dumps({"type": "Discrete", "dtype": "int64", "start": 0, "n": 3})},
-            "its actions are no vectors",
+            {"action_space": json.dumps({"type": "Discrete", "dtype": "int64", "start": 1, "n": 3})},
+            "its actions are choices from 1 on",
         ),
+        ({"action_space": json.dumps({"type": "MultiBinary", "n": 3})}, "its actions are no vectors"),
     ):
         (source / "data" / "metadata.json").write_text(json.dumps(metadata | changes))
         assert words in refused(source)
@@ -185,12 +186,43 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     parts[0].write_bytes(kept[: len(kept) // 2])
     assert f"--import-minari {source}: cannot be read:" in refused(source)
     parts[0].write_bytes(kept)
-    monkeypatch.setattr(
-        sys, "argv", ["collect.py", "--workspace", str(workspace), "--name", "theirs", "--import-minari", str(source)]
-    )
+    arguments = ["collect.py", "--workspace", str(workspace), "--name", "theirs", "--import-minari", str(source)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with monkeypatch.context() as broken:  # dataset and lineage appear together or not at all
+        broken.setattr(collect_py, "files_of", lambda source: [tmp_path / "gone"])
+        with pytest.raises(UserError, match=r"theirs: cannot be written \(No such file"):
+            collect_py.main()
+    assert not list(workspace.iterdir())
     collect_py.main()
+    assert json.loads((workspace / "theirs" / "lineage.json").read_bytes())["name"] == "theirs"
     assert open_dataset(workspace / "theirs").info.world == {"kind": "gymnasium", "id": "Pendulum-v1", "kwargs": {}}
     assert json.loads((workspace / "theirs" / "lineage.json").read_bytes())["attempts"][-1]["how"] == "finished"
+
+
+def test_choices_are_imported_and_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    actions = np.array([1, 0, 1, 1, 0])
+    buffer = EpisodeBuffer(
+        id=0,
+        observations=np.zeros((6, 4), np.float32),
+        actions=actions,
+        rewards=[1.0] * 5,
+        terminations=[False] * 4 + [True],
+        truncations=[False] * 5,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        minari.create_dataset_from_buffers("toy/choices-v0", [buffer], env="CartPole-v1", data_format="arrow")
+    source = str(minari.storage.get_dataset_path("toy/choices-v0"))
+    monkeypatch.setattr(
+        sys, "argv", ["collect.py", "--workspace", str(tmp_path), "--name", "theirs", "--import-minari", source]
+    )
+    collect_py.main()
+    ours = open_dataset(tmp_path / "theirs")
+    assert (ours.info.action_size, ours.info.action_low, ours.info.action_high) == (1, (0.0,), (1.0,))
+    export_minari(ours, "toy/again-v0")
+    again = next(minari.load_dataset("toy/again-v0").iterate_episodes())
+    np.testing.assert_array_equal(again.actions, actions)
 
 
 def test_a_dataset_of_no_known_environment_is_told_at_once_and_can_be_given_one(

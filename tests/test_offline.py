@@ -19,7 +19,7 @@ from flexrl.dataset import BlockInfo
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.offline import OfflineLearner
 from flexrl.offline_settings import TrainDTSettings
-from flexrl.offline_training import make_learner, open_all, policy_of, rehearse, world_of
+from flexrl.offline_training import judge, make_learner, open_all, policy_of, rehearse, world_of
 from flexrl.policies import open_snapshot
 from flexrl.text_encoders import NUM_FEATURES, Encoder, hashed_ngrams
 from flexrl.windows import Windows, WindowSampler, check_alike, split
@@ -83,6 +83,14 @@ def test_returns_are_learned_from_whole_episodes(tmp_path: Path) -> None:
     assert learner_of(*everything, "model={kind: dt, layers: 1, width: 8, heads: 1}").sampler.num_steps == 60
     cut = write_toy(tmp_path / "cut", rows=[{"cut": True}] * 4)
     assert split([cut], top=1.0, held_out=0.0, whole=True)[0][0].all()  # there is nothing else
+
+
+def test_of_two_that_succeed_alike_the_one_that_predicts_better_is_best() -> None:
+    best = {"score": -np.inf, "loss": np.inf, "waited": 0}
+    seen = [(0.5, 3.0), (1.0, 2.0), (1.0, 2.5), (1.0, 1.5), (0.9, 1.0), (1.0, 1.2)]
+    kept = [judge(best, {"eval/success": success, "eval/loss": loss}) for success, loss in seen]
+    assert kept == [True, True, False, True, False, True]
+    assert (best["score"], best["loss"], best["waited"]) == (1.0, 1.0, 1)
 
 
 def test_of_one_episode_nothing_is_held_out(tmp_path: Path) -> None:
