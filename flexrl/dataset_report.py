@@ -86,7 +86,10 @@ def _group(skill: str, policy: str, table: EpisodeTable) -> Group:
 
 
 def draw_histograms(dataset: Dataset, path: Path) -> None:
-    """Returns by skill, a colour a policy, as a PNG (or SVG or PDF); UserError if it cannot be written."""
+    """Returns by skill, that of the end where it changes, a colour a policy, as a PNG (or SVG, PDF).
+
+    UserError if it cannot be written.
+    """
     # imported here because the tables need none of it, and it takes half a second
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -100,7 +103,9 @@ def draw_histograms(dataset: Dataset, path: Path) -> None:
     for number, skill in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
         parts = [dataset.episodes.episode_return[(skills == skill) & (policies == name)] for name in names]
-        _histogram(axes, skill if skill != "-" else str(dataset.info.world.get("id", "")), parts)
+        changed = (dataset.episodes.num_switches[skills == skill] > 0).any()  # a return is of a whole episode
+        title = f"{skill} at the end" if changed else skill
+        _histogram(axes, title if skill != "-" else str(dataset.info.world.get("id", "")), parts)
         if number % columns == 0:
             axes.set_ylabel("episodes")
     if len(names) > 1:
