@@ -4,9 +4,9 @@
     python bench/init_from.py --success 0.3 --parent examples/pretrained/humanoid_walk
 
 Phase 1 is `examples/humanoid_pretrain.yaml`, trained first with the same seed, unless another parent is named. Then both train
-`examples/humanoid_skills.yaml`, one after the other, until an evaluation in v5 physics shows the success asked for, the mean
-over all eight skills; then they are stopped. The one from scratch gets no more steps than show whether the bar is met: within
-the example's own 8 M, if the other is not given more than 4.8 M.
+`examples/humanoid_skills.yaml`, or what `--config` names, one after the other, until an evaluation in v5 physics shows the
+success asked for, the mean over all eight skills; then they are stopped. The one from scratch gets no more steps than show
+whether the bar is met: within the example's own, if the other is not given more than 0.6 of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import yaml
 from trainings import ROOT, command_of
 
 BAR = 0.6
-LENGTH = int(yaml.safe_load((ROOT / "examples" / "humanoid_skills.yaml").read_text())["num_steps"])
 EVALUATION = {"evaluation.every": "500_000", "evaluation.episodes": "40"}
 
 
@@ -38,14 +37,14 @@ def phase_1(shared: Mapping[str, object], workspace: Path) -> str:
 
 
 def steps_to(
-    success: float, at_most: int, parent: str | None, shared: Mapping[str, object], workspace: Path
+    config: str, success: float, at_most: int, parent: str | None, shared: Mapping[str, object], workspace: Path
 ) -> tuple[int | None, float]:
     """Env steps of the first evaluation with that success (None if there was none), and the best success seen.
 
     The run's own length, and with it its learning rates, is that of the example; it is stopped after `at_most` steps.
     """
     name = f"{'from_scratch' if parent is None else 'from_parent'}_{shared['seed']}"
-    command = command_of(name, "humanoid_skills", workspace, {**EVALUATION, **shared, "init_from": parent or "null"})
+    command = command_of(name, config, workspace, {**EVALUATION, **shared, "init_from": parent or "null"})
     metrics, rows = workspace / name / "metrics.jsonl", []
     log = workspace / f"{name}.log"
     with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT) as process:
@@ -68,25 +67,28 @@ def steps_to(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--success", type=float, default=0.5)
-    parser.add_argument("--at-most", type=int, default=4_800_000, help="env steps of the one from a parent")
+    parser.add_argument("--config", default="humanoid_skills", help="the example that is phase 2")
+    parser.add_argument("--at-most", type=int, help="env steps of the one from a parent; 0.6 of the example's without")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--parent", help="a snapshot to go on from, in place of one trained by phase 1")
     parser.add_argument("--threads", type=int, help="of torch and of physics; as many as there are cores without")
     arguments = parser.parse_args()
-    if arguments.at_most > BAR * LENGTH:
-        parser.error(f"--at-most: expected at most {BAR} of the {LENGTH:,} steps that the example has, {int(BAR * LENGTH):,}")
+    length = yaml.safe_load((ROOT / "examples" / f"{arguments.config}.yaml").read_text())["num_steps"]
+    at_most = arguments.at_most or int(BAR * length)
+    if at_most > BAR * length:
+        parser.error(f"--at-most: expected at most {BAR} of the {length:,} steps that the example has, {int(BAR * length):,}")
     origin = arguments.parent or "phase 1"
     threads = {"torch_threads": arguments.threads, "world.num_threads": arguments.threads} if arguments.threads else {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
             shared = {"seed": seed, "video": "false", **threads}
             parent = arguments.parent or phase_1(shared, Path(folder))
-            steps, best = steps_to(arguments.success, arguments.at_most, parent, shared, Path(folder))
+            steps, best = steps_to(arguments.config, arguments.success, at_most, parent, shared, Path(folder))
             if steps is None:
-                print(f"seed {seed}: from {origin} not in {arguments.at_most:,} steps (best {best:.0%})", flush=True)
+                print(f"seed {seed}: from {origin} not in {at_most:,} steps (best {best:.0%})", flush=True)
                 continue
             enough = int(steps / BAR)
-            scratch, best = steps_to(arguments.success, enough, None, shared, Path(folder))
+            scratch, best = steps_to(arguments.config, arguments.success, enough, None, shared, Path(folder))
             told = f"{scratch:,}" if scratch else f"more than {enough:,} (best {best:.0%})"
             ratio = f"{steps / scratch:.2f}" if scratch else f"less than {BAR}"
             print(f"seed {seed}: {steps:,} steps from {origin}, {told} from scratch: {ratio} x (bar {BAR})", flush=True)
