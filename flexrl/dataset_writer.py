@@ -112,18 +112,15 @@ class DatasetWriter:
         self._schema = schema_of(self.columns)
         self._pending = Rows(self.columns, shard_steps + LAST_EPISODE)
         self._spare: list[Rows] = []
-        self._rows: list[dict[str, Any]] = []  # of the table of episodes
+        self.num_episodes = 0  # likewise
+        self._rows: list[dict[str, Any]] = []  # of the table of episodes, those of the steps that have no file yet
+        self._tables: list[dict[str, Array]] = []  # the others by column: a row as a dict is a kilobyte
         self._hashes: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
-        self._flushed = (0, 0)  # steps and episodes of those files
+        self._flushed = (0, 0)  # steps of those files, and how many of the tables are of them
         self._background = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
         self._moments = {name: Moments(int(np.prod(self.columns[name].shape, dtype=int))) for name in DESCRIBED}
-
-    @property
-    def num_episodes(self) -> int:
-        """Episodes taken."""
-        return len(self._rows)
 
     @property
     def is_full(self) -> bool:
@@ -137,6 +134,7 @@ class DatasetWriter:
         self._rows.append({**place, **row})
         self._pending.add(steps)
         self.num_steps += length
+        self.num_episodes += 1
 
     def flush(self) -> None:
         """Begins to write the steps that have come together as one file, in the background, once the last one is written."""
@@ -146,7 +144,15 @@ class DatasetWriter:
         self._writing = self._background.submit(self._write_shard, shard_name(self.num_shards), self._pending)
         self.num_shards += 1
         self._pending = self._spare.pop() if self._spare else Rows(self.columns, self.shard_steps + LAST_EPISODE)
-        self._flushed = (self.num_steps, len(self._rows))
+        self._tables.append({name: np.array([row[name] for row in self._rows]) for name in TABLE})
+        self._rows = []
+        self._flushed = (self.num_steps, len(self._tables))
+
+    def _table(self, num_tables: int) -> dict[str, Array]:
+        """The first tables as one."""
+        if num_tables == 0:
+            return {name: np.array([]) for name in TABLE}
+        return {name: np.concatenate([table[name] for table in self._tables[:num_tables]]) for name in TABLE}
 
     @property
     def is_settled(self) -> bool:
@@ -179,11 +185,11 @@ class DatasetWriter:
         self.settle()
         kinds: dict[str, Any] = dict.fromkeys(("terminated", "cut"), np.bool_)
         kinds |= dict.fromkeys(("noise", "episode_return", "success"), np.float64)
-        table = {name: [row[name] for row in self._rows] for name in TABLE}
-        arrays = {name: np.array(values, kinds.get(name, np.int64)) for name, values in table.items() if name != LAST}
-        arrays[LAST] = np.array(table[LAST], np.float32).reshape(len(self._rows), self.info.observation_size)
+        table = self._table(len(self._tables))
+        arrays = {name: values.astype(kinds.get(name, np.int64)) for name, values in table.items() if name != LAST}
+        arrays[LAST] = table[LAST].astype(np.float32).reshape(self.num_episodes, self.info.observation_size)
         self._write_batch(EPISODES, pa.record_batch([to_arrow(array) for array in arrays.values()], names=list(arrays)))
-        info = self.info.model_copy(update={"num_steps": self.num_steps, "num_episodes": len(self._rows)})
+        info = self.info.model_copy(update={"num_steps": self.num_steps, "num_episodes": self.num_episodes})
         self._write(DATASET, yaml.safe_dump(info.model_dump(mode="json"), sort_keys=False).encode())
         stats = {name: moments.describe() for name, moments in self._moments.items()}
         self._write(STATS, json.dumps(stats, indent=1).encode())
@@ -224,11 +230,10 @@ class DatasetWriter:
     def get_state(self) -> dict[str, Any]:
         """Everything as it was at the last `flush`, which it waits for, as a tree of plain values and arrays."""
         self.settle()
-        num_steps, num_rows = self._flushed
-        table = {name: np.array([row[name] for row in self._rows[:num_rows]]) for name in TABLE}
+        num_steps, num_tables = self._flushed
         return {
             "num_steps": num_steps,
-            "table": table,
+            "table": self._table(num_tables),
             "hashes": dict(self._hashes),
             "sizes": dict(self._sizes),
             "moments": {name: moments.get_state() for name, moments in self._moments.items()},
@@ -252,10 +257,11 @@ class DatasetWriter:
             self.num_steps = int(state["num_steps"])
             table = dict(state["table"])  # of a collection that an older flex-rl began, it may lack some
             table |= {name: np.full(len(table["length"]), value) for name, value in ADDED.items() if name not in table}
-            self._rows = [{name: table[name][i] for name in TABLE} for i in range(len(table["length"]))]
+            self.num_episodes = len(table["length"])
+            self._rows, self._tables = [], [{name: table[name] for name in TABLE}] if self.num_episodes else []
             self._hashes, self._sizes = dict(state["hashes"]), dict(state["sizes"])
             self._check_files()
-            self.num_shards, self._flushed = len(self._hashes), (self.num_steps, len(self._rows))
+            self.num_shards, self._flushed = len(self._hashes), (self.num_steps, len(self._tables))
             for name, moments in self._moments.items():
                 moments.set_state(state["moments"][name])
         (self.folder / snapshots.MANIFEST).unlink(missing_ok=True)
