@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,7 +307,8 @@ def test_words_to_learn_from_have_distorted_copies_and_those_to_be_judged_by_hav
     assert len(different) > len(plain)
     assert drawn == MotorBatch(settings, seed=1).asked.phrases  # the same for every run
     assert evaluation_settings(settings, 2).word_variants == 0
-    collected = world_of(CollectSettings(models=[{"path": "zero"}], world=settings), [None])
+    trained: Any = SimpleNamespace(settings=SimpleNamespace(world=settings))
+    collected = world_of(CollectSettings(models=[{"path": "workspace/skills/best"}]), [trained])
     assert isinstance(collected, MotorSettings)
     assert collected.word_variants == 0
 
