@@ -54,12 +54,9 @@ def init_from(learner: Learner, parents: Parents, world: object) -> None:
     apart = getattr(learner.settings, "apart", [])
     for parent in parents.all:
         _check(learner, parent, world)
-    their_apart = _apart_of(parents.shared)
-    if their_apart and their_apart != apart:
-        raise UserError(f"{parents.shared.where}: its learner.apart is {their_apart}, here it is {apart}; write what it has")
-    for parent in parents.apart.values():
         if _apart_of(parent) not in ([], apart):
             raise UserError(f"{parent.where}: its learner.apart is {_apart_of(parent)}, here it is {apart}; write what it has")
+    for parent in parents.apart.values():
         if _goal_of(parent) != _goal_of(parents.shared):
             raise UserError(f"{parent.where}: it sees another goal than {parents.shared.where}; they must see the same")
     numbers = None if learner.normaliser is None else Numbers.pooled([Numbers.of(parent.snapshot) for parent in parents.all])
