@@ -26,7 +26,7 @@ from flexrl.ppo import PPO
 from flexrl.randomness import random_state, set_random_state
 from flexrl.recurrent_ppo import RecurrentPPO
 from flexrl.replay import MappedNStepReplayBuffer, MappedReplayBuffer, Replay
-from flexrl.worlds import columns_of_skills, mirrors_of
+from flexrl.worlds import MirroredMeanStd, columns_of_skills, mirrors_of
 
 
 def make_learner(
@@ -130,6 +130,8 @@ class Learner:
         self.total_steps = num_steps
         policy, arguments = _arguments(settings, world, replay_folder)
         arguments["policy_kwargs"] |= policy_kwargs
+        if self.normaliser is not None and self.normaliser.norm_obs and "obs_mirror" in arguments["policy_kwargs"]:
+            self.normaliser.obs_rms = MirroredMeanStd(arguments["policy_kwargs"]["obs_mirror"])
         device = "cpu" if device == "auto" and _is_small(settings) else device
         self.model = LEARNERS[settings.name](policy, world, seed=seed, device=device, verbose=0, **arguments)
         self.model.set_logger(Logger(folder=None, output_formats=[]))

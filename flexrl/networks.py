@@ -30,8 +30,8 @@ class MotorActorCriticPolicy(ActorCriticPolicy):
     """SB3's MLP actor-critic, equivariant to the body's left-right mirror and with networks apart for some skills.
 
     With mirrors the mean action is the average of the answer and of the mirrored answer to the mirrored observation; the
-    value is the average of both values. (Mirrored is what the normaliser shows: what left and right differ by in its means is
-    not, a few hundredths of a deviation where both are asked for alike.) With one half of the weights of a plain network of the
+    value is the average of both values. (Mirrored is what the normaliser shows, so that counts mirror images too:
+    `worlds.MirroredMeanStd`.) With one half of the weights of a plain network of the
     same cost it learns from each sample twice, and cannot limp (Abdolhosseini et al. 2019, "On learning symmetric locomotion",
     section 3.4).
 

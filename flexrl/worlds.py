@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from pydantic import Field, ValidationError, field_validator
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from flexrl.config import Settings, choice
@@ -161,6 +162,23 @@ def normalise(world: VecEnv, observations: bool, rewards: bool, gamma: float) ->
     if not (observations or rewards):
         return world
     return VecNormalize(world, norm_obs=observations, norm_reward=rewards, gamma=gamma)
+
+
+class MirroredMeanStd(RunningMeanStd):
+    """SB3's running mean and variance of observations and of their mirror images, each seen as often as the other.
+
+    So left and right look alike through it, bit for bit, even where one of them alone is asked for.
+    """
+
+    def __init__(self, mirror: Mirror) -> None:
+        super().__init__(shape=mirror.source.shape)
+        self.mirror = mirror
+
+    def update_from_moments(self, batch_mean: np.ndarray, batch_var: np.ndarray, batch_count: float) -> None:
+        """Counts a batch of `batch_count` observations by its mean and variance, (obs_dim,) each."""
+        image, variance = self.mirror(batch_mean), batch_var[self.mirror.source]
+        within = 0.5 * (batch_var + variance)
+        super().update_from_moments(0.5 * (batch_mean + image), within + np.square(0.5 * (batch_mean - image)), batch_count)
 
 
 def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
