@@ -52,7 +52,7 @@ check: $(VENV)/.installed  ## formatter, linter and types
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-format: $(VENV)/.installed  ## format the code
+format: $(VENV)/.installed  ## format the code, and mend what the linter can
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
@@ -68,7 +68,7 @@ else
 	$(AT) -n flex-rl port-forward service/tensorboard 6006:6006 --address 127.0.0.1
 endif
 
-bench: $(VENV)/.installed  ## the figures of docs/RESULTS.md that take minutes, not hours
+bench: $(VENV)/.installed  ## the speeds of the world and of PPO (docs/RESULTS.md); bench/ has the others
 	$(RUN) bench/physics.py
 	$(RUN) bench/ppo.py
 

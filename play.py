@@ -89,6 +89,8 @@ def read_arguments() -> argparse.Namespace:
         raise UserError(f"--seed {arguments.seed}: expected a number from 0 to 2147483648")
     if arguments.words is not None and not (arguments.words.strip() and len(arguments.words) <= MAX_LETTERS):
         raise UserError(f"--words: expected a sentence of at most {MAX_LETTERS} letters")
+    if arguments.viewer and (arguments.video or arguments.json):
+        raise UserError("--viewer: shows episodes without end; leave --video and --json away")
     return arguments
 
 
@@ -257,7 +259,7 @@ def print_table(episodes: list[Episode]) -> None:
         "seed": [str(e.seed) for e in episodes],
         "return": [f"{e.episode_return:,.0f}" for e in episodes],
         "length": [str(e.length) for e in episodes],
-        "ended by": ["fall" if e.terminated else "time" for e in episodes],
+        "ended by": [("end" if e.skill is None else "fall") if e.terminated else "time" for e in episodes],
     }
     if several:
         rows["skill"] = [str(e.skill) for e in episodes]
@@ -284,7 +286,7 @@ def print_table(episodes: list[Episode]) -> None:
     for name in [name for name in summary if name.startswith("success")]:
         mean, (low, high) = summary[name]["mean"], summary[name]["interval"]
         print(f"{name.replace('/', ' of ')}: {mean:.0%}  (95 % interval {low:.0%} to {high:.0%})")
-    if not upright and not several:
+    if not upright and not several and episodes[0].rewards:
         steps = sum(e.length for e in episodes)
         terms = (f"{name} {sum(e.rewards[name] for e in episodes) / steps:.2f}" for name in episodes[0].rewards)
         print(f"reward a step: {', '.join(terms)}")

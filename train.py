@@ -65,10 +65,9 @@ def main() -> None:
                 progress.update(learner.num_steps, metrics, best)
                 run.check_stop()
                 check_divergence(metrics)
-    best_or_latest = run.best if snapshots.exists(run.best) else run.latest  # num_steps was lowered: nothing was judged
     if settings.video and isinstance(settings.world, MotorSettings):
-        make_video(settings, run, best_or_latest)
-    print(f"watch it: {python()} play.py --model {best_or_latest}")
+        make_video(settings, run, run.best_or_latest)
+    print(f"watch it: {python()} play.py --model {run.best_or_latest}")
 
 
 def is_due(every: int | None, before: int, now: int, end: int) -> bool:

@@ -70,36 +70,48 @@ def lead(peers: parallel.Peers) -> None:
                 for path, dataset in zip(settings.datasets, datasets, strict=True):
                     cure = f"go on with its weights under another --name and --set init_from={run.latest}"
                     run.check_parent("datasets", path, dataset.sha256, cure)
-            torch.manual_seed(settings.seed)
             learner, held_out = make_learner(settings, datasets, peers, latest)
             best = resume(run, settings, learner)
         peers.agree({"settings": settings.model_dump(mode="json"), "latest": latest and str(latest)})
         peers.agree("begin")  # when all of them have read latest/, which is written from here on
         with Progress(settings.num_updates, learner.num_updates, "updates") as progress:
             while peers.agree(learner.num_updates < settings.num_updates and not out_of_patience(settings, best)):
-                metrics = learner.improve()
-                for name in ("train/loss", "train/grad_norm"):
-                    if not np.isfinite(metrics[name]):
-                        raise runs.Failed(f"{name} is {metrics[name]}: the weights are lost; lower learning_rate")
-                ends = learner.num_updates >= settings.num_updates
-                if learner.num_updates % settings.evaluation.every == 0 or ends:
-                    progress.say("evaluating")
-                    metrics |= evaluate(settings, learner, held_out)
-                    files = snapshot_files(settings, learner, metrics)
-                    if judge(best, metrics):
-                        run.write_snapshot(run.best, files)
-                if "eval/loss" in metrics or learner.num_updates % settings.log_every == 0 or ends:
-                    run.log(learner.num_updates, metrics | {"time/memory_gb": psutil.Process().memory_info().rss / 2**30})
-                    progress.update(learner.num_updates, metrics, best["score"])
-                if run.is_due(settings.save_every) or ends:
+                ends = learner.num_updates + 1 >= settings.num_updates
+                is_judged = (learner.num_updates + 1) % settings.evaluation.every == 0 or ends
+                if is_judged:  # an evaluation that is cut is made again
                     remember(run, settings, learner, best)
-                    run.save(force=True)
+                with contextlib.ExitStack() as turn:
+                    if peers.size == 1:  # several do not wait: at a signal those that do not lead are gone at once
+                        turn.enter_context(run.uninterrupted())
+                    metrics = learner.improve()
+                    check_finite(run, metrics)
+                    if is_judged:
+                        turn.close()
+                        progress.say("evaluating")
+                        metrics |= evaluate(settings, learner, held_out)
+                        files = snapshot_files(settings, learner, metrics)
+                        if judge(best, metrics):
+                            run.write_snapshot(run.best, files)
+                    if is_judged or learner.num_updates % settings.log_every == 0:
+                        run.log(learner.num_updates, metrics | {"time/memory_gb": psutil.Process().memory_info().rss / 2**30})
+                        progress.update(learner.num_updates, metrics, best["score"])
+                    if run.is_due(settings.save_every) or ends or run.stop_signal is not None:
+                        remember(run, settings, learner, best)
+                        run.save(force=True)
                 run.check_stop()
         if learner.num_updates < settings.num_updates:
             why = f"the held-out loss had not fallen for {settings.patience} evaluations"
             print(f"ended after {learner.num_updates:,} updates: {why}", file=sys.stderr)
             remember(run, settings, learner, best)
-    print(f"watch it: {python()} play.py --model {run.best}")
+    print(f"watch it: {python()} play.py --model {run.best_or_latest}")
+
+
+def check_finite(run: runs.Run[TrainDTSettings], metrics: dict[str, float]) -> None:
+    """Failed, if a number is none any more; this update is not remembered, so latest/ keeps an earlier state."""
+    for name in ("train/loss", "train/grad_norm"):
+        if not np.isfinite(metrics[name]):
+            why = f"{name} is {metrics[name]}: the weights are lost; latest/ is from before"
+            raise runs.Failed(f"{why}; take a lower learning_rate under another --name, from init_from: {run.latest}")
 
 
 def follow(peers: parallel.Peers) -> None:
@@ -109,7 +121,6 @@ def follow(peers: parallel.Peers) -> None:
         return
     settings = TrainDTSettings.model_validate(told["settings"])
     use_cores(settings, peers)
-    torch.manual_seed(settings.seed)  # for the first weights, which are the leader's
     latest = Path(told["latest"]) if told["latest"] else None
     learner, _ = make_learner(settings, open_all(settings), peers, latest)
     if latest is not None:

@@ -50,7 +50,7 @@ class ModelSettings(Settings):
     target_return: float | None = None
     # the parts of its goal that a Decision Transformer is shown, such as [words, command]; null: all
     prompt: list[str] | None = None
-    # snapshots that act in its place while a skill is asked for: {follow: workspace/humanoid_up/best}
+    # snapshots that act in its place while a skill is asked for: {recover: workspace/humanoid_up/latest}
     experts: dict[SkillName, str] = {}
     # whose actions are written to `intended` where this one has acted (DAgger, Ross et al. 2011); null: its own, before noise
     teacher: TeacherSettings | None = None
@@ -320,12 +320,7 @@ def with_experts(policy: Policy, paths: Mapping[Any, str], world: Any) -> Policy
     """The policy, with the experts of these paths, by skill, in its place."""
     if not paths:
         return policy
-    at = 0
-    for block in world.batch.observation.blocks:
-        size = len(block.mirror.source)
-        if block.name == "one_hot":
-            break
-        at += size
+    at, size = world.batch.observation.first_column("one_hot"), len(world.batch.skills)
     found = zip(paths, open_models_named(paths.values()), strict=True)
     experts = {world.batch.skills.index(skill): load_policy(snapshot) for skill, snapshot in found}
     return Experts(policy, experts, slice(at, at + size))

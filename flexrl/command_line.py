@@ -66,7 +66,7 @@ def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None], 
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", help="the run's folder in the workspace")
     parser.add_argument("--config", type=Path, help="YAML file of settings; without it, the defaults")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, such as num_steps=2e6")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, such as seed=1")
     parser.add_argument("--resume", action="store_true", help="go on with the run of that name, exactly where it was saved")
     parser.add_argument("--check", action="store_true", help="print the resolved settings and exit")
     parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where runs live (default: workspace)")

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flexrl.config import UserError
-from flexrl.dataset import Array, Dataset, to_arrow
+from flexrl.dataset import Array, Dataset, shard_name, to_arrow
 from flexrl.worlds import CANNOT_MAKE, recorded_world, why
 
 NPZ_LIMIT = 2**31  # bytes: an .npz is made in memory
@@ -42,7 +42,7 @@ def export_npz(dataset: Dataset, path: Path) -> None:
 
     The latter as `episode_start`, `episode_words` and so on, all in one file.
     """
-    size = sum((dataset.folder / f"{i:05d}.arrow").stat().st_size for i in range(num_shards(dataset)))
+    size = sum((dataset.folder / shard_name(i)).stat().st_size for i in range(num_shards(dataset)))
     if size > NPZ_LIMIT:
         raise UserError(f"--export npz: {size / 2**30:.1f} GiB is too much for one .npz; export to minari or lerobot")
     refuse_existing(path)

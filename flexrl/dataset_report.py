@@ -163,7 +163,7 @@ def draw_episodes(dataset: Dataset, path: Path) -> None:
     for index, name in enumerate(info.skills):
         # of one that gets up its rise from the ground, of the others their end
         rises = name == "recover"
-        mine = np.flatnonzero(first == index if rises else names == name)
+        mine = np.flatnonzero(first == index if rises and (first == index).any() else names == name)
         if len(mine) and len(rows) < ROWS:
             states = dataset.episode(int(mine[np.argmax(dataset.episodes.length[mine])]), ["state"])["state"]
             rows[name] = [np.array(state[1 : 1 + model.nq]) for state in (states[: 2 * num] if rises else states[-num:])]

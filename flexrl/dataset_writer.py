@@ -84,9 +84,8 @@ class Rows:
         end = self.length + len(steps["reward"])
         for name, array in self._arrays.items():
             if end > len(array):
-                array = self._arrays[name] = np.concatenate(
-                    [array, np.empty_like(array[: max(len(array) // 4, end - len(array))])]
-                )
+                room = np.empty((max(len(array) // 4, end - len(array)), *array.shape[1:]), array.dtype)
+                array = self._arrays[name] = np.concatenate([array, room])
             np.copyto(array[self.length : end], steps[name], casting="same_kind")
         self.length = end
 
@@ -176,11 +175,8 @@ class DatasetWriter:
         steps.length = 0
         self._spare.append(steps)
 
-    def finish(self) -> str:
-        """Writes what is left, the table, the statistics and the manifest; returns the content hash."""
-        self.settle()
-        shards = dict(self._hashes), dict(self._sizes)  # so that a run that goes on writes the last file again
-        num_shards, flushed = self.num_shards, self._flushed
+    def finish(self) -> None:
+        """Writes what is left, the table, the statistics and the manifest; nothing can be added any more."""
         self.flush()
         self.settle()
         kinds: dict[str, Any] = dict.fromkeys(("terminated", "cut"), np.bool_)
@@ -195,9 +191,6 @@ class DatasetWriter:
         self._write(STATS, json.dumps(stats, indent=1).encode())
         manifest = {"format": snapshots.FORMAT, "files": self._hashes, "sizes": self._sizes}
         self._put(snapshots.MANIFEST, lambda path: path.write_bytes(json.dumps(manifest, indent=1).encode()))
-        self._hashes, self._sizes = shards
-        self.num_shards, self._flushed = num_shards, flushed
-        return snapshots.content_hash(self.folder)
 
     def _write_batch(self, name: str, batch: pa.RecordBatch) -> None:
         def write(path: Path) -> None:

@@ -74,7 +74,10 @@ GOLDEN, MIX_1, MIX_2 = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D
 
 
 def random_words(count: int) -> Tensor:
-    """`count` words of 64 random bits: splitmix64 from a start that torch's generator draws, which alone is slower."""
+    """`count` words of 64 random bits, from a start that torch's generator draws, which alone is slower.
+
+    Nearly splitmix64: two of its shifts carry the sign along.
+    """
     start = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
     words = torch.arange(count).mul_(GOLDEN).add_(start)
     shifted = words >> 30

@@ -159,6 +159,8 @@ def check_training(settings: MotorSettings) -> None:
     for key in ("pose_levels", "end_upright"):
         if getattr(settings, key) is not None and not any(isinstance(task.reset, FallenPoses) for task in tasks.values()):
             raise ValueError(f"world.{key}: no skill here begins lying; write null")
+    if settings.phrasings == "held_out":
+        raise ValueError("world.phrasings: held-out words are for judging what learned from others; write train")
     # where nothing is judged what fails would count, and what does not would not
     if settings.switch is not None and settings.switch[1] <= SETTLING:
         found = f"found {settings.switch[1]:g}"

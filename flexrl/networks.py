@@ -114,13 +114,20 @@ class MotorActorCriticPolicy(ActorCriticPolicy):
         own, other = values.chunk(2)
         return 0.5 * (own + other)
 
-    def split(self, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The weights of one network, by name, as those of all towers; others, and of other kinds, stay as they are."""
-        if not self.apart or "log_std" not in weights or any(name.startswith(OTHERS) for name in weights):
+    def split(self, weights: Mapping[str, NDArray[Any]], begins: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Another policy's weights, by name, as those of all towers of this one; those of other kinds stay as they are.
+
+        `begins`: which of the other's towers each of `apart` begins with, 0: the one that its other skills share.
+        """
+        if not self.apart or "log_std" not in weights:
             return dict(weights)
-        own = {name: array for name, array in weights.items() if name != "log_std"}
-        others = {f"{OTHERS}{i}.{name}": array for i in range(len(self.apart)) for name, array in own.items()}
-        return own | others | {"log_std": np.tile(weights["log_std"], (1 + len(self.apart), 1))}
+        shared = {name: array for name, array in weights.items() if name != "log_std" and not name.startswith(OTHERS)}
+        others = {
+            f"{OTHERS}{i}.{name}": weights[f"{OTHERS}{tower - 1}.{name}"] if tower else array
+            for i, tower in enumerate(begins)
+            for name, array in shared.items()
+        }
+        return shared | others | {"log_std": np.atleast_2d(weights["log_std"])[[0, *begins]]}
 
     def _answer(self, obs: Tensor, ask: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """What the towers that each row belongs to say to it."""

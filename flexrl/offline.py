@@ -38,7 +38,7 @@ class DTSettings(Settings):
     heads: int = Field(1, ge=1, le=128)
     # numbers in a token
     width: int = Field(128, ge=1, le=16_384)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, le=0.99)
     # actions as one of so many bins each; null: as their mean
     bins: int | None = Field(None, ge=2, le=4096)
     # a token says what the episode has still to bring
@@ -52,7 +52,7 @@ class CloningSettings(Settings):
 
     kind: Literal["bc", "gcbc"] = "bc"
     hidden: list[int] = Field([256, 256], min_length=1, max_length=20)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, le=0.99)
 
 
 ModelSettings = choice("kind", {"dt": DTSettings, "bc": CloningSettings, "gcbc": CloningSettings}, default="dt")
@@ -305,10 +305,10 @@ class OfflineLearner:
         """Goes on exactly where `get_state` was taken; UserError if another number of processes was at it."""
         num_processes = int(state.get("num_processes", 1))
         if num_processes != self._peers.size:
-            launcher = f"torchrun --nproc-per-node {num_processes}" if num_processes > 1 else "python"
+            how = f"as torchrun starts {num_processes} in all" if num_processes > 1 else "as python train_dt.py ... --resume"
             raise UserError(
-                f"it was trained by {num_processes} processes, not {self._peers.size}, and goes on exactly with as many alone: "
-                f"{launcher} train_dt.py ... --resume"
+                f"it was trained by {num_processes} process(es), not {self._peers.size}, "
+                f"and goes on exactly with as many alone: {how}"
             )
         self.num_updates = int(state["num_updates"])
         unpack_generator(self._rng, state["rng"])

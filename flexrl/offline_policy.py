@@ -69,6 +69,11 @@ class TransformerPolicy:
         self._time = np.zeros(0, np.int64)
         self._begins = np.ones(0, bool)
 
+    @property
+    def counts_rewards(self) -> bool:
+        """Whether it sees what is left of the return that it is asked for."""
+        return self._model.sizes.has_return
+
     def reset(self, mask: NDArray[np.bool_]) -> None:
         """Episodes begin where `mask` (num_envs,) is true: what was before is not seen any more."""
         if len(self._time) != len(mask):

@@ -114,6 +114,7 @@ def make_learner(
         raise UserError(f"{origin}: its model.heads is {sizes['heads']}, here it is {settings.model.heads}; write what it has")
     if origin is not None and latest is None:
         check_goal(open_snapshot(origin), settings, sampler)
+    torch.manual_seed(settings.seed)  # here, as what came before (an encoder's weights) may have drawn in one process alone
     model = make_model(settings.model, sampler, sizes.get("max_time"))
     numbers = Numbers.of(sampler) if origin is None else Numbers.from_arrays(snapshots.read_arrays(origin / NORMALISER))
     if origin is not None and latest is None:

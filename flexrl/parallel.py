@@ -37,6 +37,9 @@ class Peers:
         UserError if several are to share one.
         """
         if asked == "auto":
+            if self.size > 1 and torch.cuda.is_available() and not self.has_gpus:
+                found = f"{self.local_size} processes find {torch.cuda.device_count()} GPU(s)"
+                raise UserError(f"device: {found}; start as many as there are, or write cpu")
             asked = "cuda" if self.has_gpus else "cpu"
         if self.size == 1 or asked == "cpu":
             return asked
@@ -96,7 +99,12 @@ def join() -> Peers:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Peers()
-    rank, *local = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    try:
+        rank, *local = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    except KeyError as error:
+        raise UserError(
+            f"WORLD_SIZE is {size}, but {error.args[0]} is not set; start it by torchrun, or unset WORLD_SIZE"
+        ) from None
     peers = Peers(rank, size, *local)
     if peers.has_gpus:
         torch.cuda.set_device(peers.local_rank)

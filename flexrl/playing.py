@@ -74,6 +74,8 @@ def world_of(settings: PlaySettings, snapshot: Snapshot | None) -> Any:
         raise UserError(f"task {task}: {own.id} has a reward of its own; leave it away")
     if task not in (None, getattr(own, "task", None)) and snapshot and own.goal:
         raise UserError("task: a policy that sees its goal is played at its own tasks; leave it away")
+    if task not in (None, getattr(own, "task", None)) and snapshot and snapshot.about.get("sizes", {}).get("has_return"):
+        raise UserError("task: a policy that counts its rewards down is played at its own task; leave it away")
     world = evaluation_settings(own, settings.num_episodes, settings.physics, task)
     if snapshot and snapshot.about["kind"] == "offline":
         check_seen(world, settings.skill, settings.model, "skill")

@@ -28,6 +28,8 @@ def random_state() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         state["cuda"] = [part.numpy().copy() for part in torch.cuda.get_rng_state_all()]
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state().numpy().copy()
     return state
 
 
@@ -41,6 +43,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state_all([torch.from_numpy(part.copy()) for part in state["cuda"][: torch.cuda.device_count()]])
+    if torch.backends.mps.is_available() and "mps" in state:
+        torch.mps.set_rng_state(torch.from_numpy(state["mps"].copy()))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -11,7 +12,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
@@ -134,6 +135,15 @@ class Run(Generic[S]):
         if self.lineage["parents"].get(path) != content_hash:
             raise UserError(f"{setting}: {path} is not what {self.folder} began with; put it back, or {cure}")
 
+    @contextlib.contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """A signal waits until the end of this, and then for `check_stop`."""
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+
     def check_stop(self) -> None:
         """Raises Stopped if a signal came while its exception could not travel (inside a destructor, say)."""
         if self.stop_signal is not None:
@@ -187,6 +197,11 @@ class Run(Generic[S]):
             self._state = None  # it may be large
         return self._state_is_saved
 
+    @property
+    def best_or_latest(self) -> Path:
+        """What to watch: latest/ where nothing was judged, as its length was lowered."""
+        return self.best if snapshots.exists(self.best) else self.latest
+
     def is_due(self, every: float) -> bool:
         """Whether `every` seconds have passed since the last save."""
         return time.time() - self._saved_at >= every
@@ -201,7 +216,8 @@ class Run(Generic[S]):
 
     def _survive(self, what: str, write: Callable[[], object]) -> bool:
         """Writes; False (and a warning) if the disk refuses. A signal waits: TensorBoard's queue hangs if cut in its locks."""
-        stopped_before, self._writing = self.stop_signal, True
+        stopped_before, waits = self.stop_signal, self._writing
+        self._writing = True
         try:
             write()
             written = True
@@ -215,8 +231,8 @@ class Run(Generic[S]):
                 )
             self._warned.add(what)
         finally:
-            self._writing = False
-        if stopped_before is None:
+            self._writing = waits
+        if stopped_before is None and not waits:
             self.check_stop()
         return written
 
@@ -255,16 +271,13 @@ class Run(Generic[S]):
                 lineage["attempts"].append(attempt)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{path}: is damaged; put it back from a copy, or start a run of another --name") from None
-            return dict(lineage)
+            return {**lineage, **({} if resuming else self._origin())}  # of what begins anew nothing from before is left
+        return {"name": self.name, **self._origin(), "attempts": [attempt]}
+
+    def _origin(self) -> dict[str, Any]:
+        """What the run is made of."""
         settings_hash = hashlib.sha256(config.to_yaml(self.settings).encode()).hexdigest()
-        return {
-            "name": self.name,
-            "settings_sha256": settings_hash,
-            "seed": self.seed,
-            "parents": self.parents,
-            "ancestry": self.ancestry,
-            "attempts": [attempt],
-        }
+        return {"settings_sha256": settings_hash, "seed": self.seed, "parents": self.parents, "ancestry": self.ancestry}
 
     def _write_lineage(self) -> None:
         write_whole(self.folder / "lineage.json", json.dumps(self.lineage, indent=1))

@@ -19,6 +19,7 @@ from flexrl import config, snapshots
 from flexrl.collection import CollectSettings
 from flexrl.collection import rehearse as rehearse_collection
 from flexrl.config import Settings, UserError
+from flexrl.early_stopping import rungs
 from flexrl.offline_settings import TrainDTSettings
 from flexrl.offline_training import rehearse as rehearse_offline_training
 from flexrl.playing import PlaySettings
@@ -333,8 +334,25 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _check_stop(sweep: SweepSettings, trials: Sequence[Trial], path: Path) -> None:
+    """UserError if no trial is evaluated in time to be given up at a rung."""
+    stop, metric, _ = sweep.judged_by
+    if stop is None or not metric.startswith("eval/") or not trials:
+        return
+    for trial in trials:
+        every = getattr(getattr(trial.settings, "evaluation", None), "every", None)
+        if every is not None and any(rung >= every for rung in rungs(stop, trial.num_steps - 1)):
+            return
+    last = max(trial.num_steps for trial in trials)
+    raise UserError(
+        f"{path}: stop: no trial has {metric} at a rung before its end ({last:,} at most; rungs begin at {stop.min_steps:,}); "
+        "write a smaller evaluation.every or min_steps"
+    )
+
+
 def rehearse(sweep: SweepSettings, trials: Sequence[Trial], path: Path) -> None:
     """Builds what `rehearsals` chooses as the verb's --check does; UserError for what cannot be."""
+    _check_stop(sweep, trials, path)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices: threads that wait for cores which others have made it a hundred times as long
     try:

@@ -12,6 +12,7 @@ from flexrl import render
 from flexrl.motor_batch import MotorBatch
 from flexrl.motor_settings import MotorSettings
 from flexrl.motor_world import MotorWorld
+from flexrl.offline_policy import TransformerPolicy
 from flexrl.physics import Array
 from flexrl.policies import Policy
 from flexrl.randomness import forked_randomness
@@ -64,6 +65,8 @@ def _go_through(policy: Policy, world: MotorWorld, skills: list[str], tour: Tour
     for name in skills:
         if name != skills[0]:
             obs = _ask_for(batch, name)
+            if isinstance(policy, TransformerPolicy) and policy.counts_rewards:
+                policy.reset(np.ones(1, bool))  # the return that it is asked for is one skill's
         words = batch.tasks[batch.asked.skill[0]].words.name
         tour.parts[words] = [batch.physics.qpos[0].copy()]
         for _ in range(round(SECONDS / batch.physics.dt)):

@@ -54,8 +54,10 @@ def init_from(learner: Learner, parents: Parents, world: object) -> None:
     apart = getattr(learner.settings, "apart", [])
     for parent in parents.all:
         _check(learner, parent, world)
-        if _apart_of(parent) not in ([], apart):
-            raise UserError(f"{parent.where}: its learner.apart is {_apart_of(parent)}, here it is {apart}; write what it has")
+        if not set(_apart_of(parent)) <= set(apart):
+            raise UserError(
+                f"{parent.where}: its learner.apart is {_apart_of(parent)}, here it is {apart}; write what it has, or more"
+            )
     for parent in parents.apart.values():
         if _goal_of(parent) != _goal_of(parents.shared):
             raise UserError(f"{parent.where}: it sees another goal than {parents.shared.where}; they must see the same")
@@ -87,7 +89,9 @@ def _weights_of(parent: Parent, learner: Learner, numbers: Numbers | None) -> di
     if numbers is not None:
         weights = Numbers.of(parent.snapshot).translate(weights, numbers)
     if isinstance(learner.model.policy, MotorActorCriticPolicy):
-        weights = learner.model.policy.split(weights)
+        theirs = _apart_of(parent)
+        begins = [1 + theirs.index(skill) if skill in theirs else 0 for skill in getattr(learner.settings, "apart", [])]
+        weights = learner.model.policy.split(weights, begins)
     fresh = learner.policy_arrays()
     if set(weights) != set(fresh):
         raise UserError(

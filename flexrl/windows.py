@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from flexrl.config import UserError
 from flexrl.dataset import Dataset, DatasetInfo, columns_of
 from flexrl.goals import PLACE_SEEN
-from flexrl.phrasings import with_copies
+from flexrl.phrasings import HELD_OUT, with_copies
 from flexrl.text_encoders import Encoder, embed, find_encoder
 
 Array = NDArray[Any]
-HELD_OUT = 20_000  # seed of which episodes are held out
+SPLIT = 20_000  # seed of which episodes are held out
 # What a goal is made of, by the name of the block that shows it in a world's observation.
 GOAL_BLOCKS = {"skill": "one_hot", "command": "command", "place": "place", "words": "embedding"}
 
@@ -99,23 +99,17 @@ class WindowSampler:
         step = rng.integers(self.num_steps, size=count)
         row = np.searchsorted(self._ends, step, side="right")
         before = np.where(row > 0, self._ends[row - 1], 0)
-        return self._read(row, step - before, rng)
+        return self.read(row, step - before, rng)
 
-    def read(self, episode: int, first: int) -> Windows:
-        """The window of a selected episode (an index into the selection) from step `first` on, (1, length, ...).
-
-        Its words are the recorded ones.
-        """
-        return self._read(np.array([episode]), np.array([first]), None)
-
-    def _read(self, rows: NDArray[np.intp], firsts: NDArray[np.int64], rng: np.random.Generator | None) -> Windows:
+    def read(self, rows: NDArray[np.intp], firsts: NDArray[np.int64], rng: np.random.Generator) -> Windows:
+        """The windows of selected episodes (indices into the selection) from steps `firsts` on; `rng` draws their words."""
         length = self.length
         starts = self._start[rows] + firsts  # rows of the files
         left = self._length[rows] - firsts  # steps to each episode's end
         counts = np.minimum(left, length)
         time = firsts[:, None] + np.arange(length)
         valid = np.arange(length) < counts[:, None]
-        luck = None if rng is None or "words" not in self.goal else rng.random((len(rows), len(self.info.skills)))
+        luck = None if "words" not in self.goal else rng.random((len(rows), len(self.info.skills)))
 
         def read(name: str) -> Array:
             return self._read_column(name, rows, starts, counts, length)
@@ -180,7 +174,9 @@ class GoalSteps:
 
     read: Callable[[str], Array]  # a column of them by its name, (num_windows, length, ...)
     observation: NDArray[np.float32]
-    luck: NDArray[np.float64] | None  # [0, 1) a window and skill, (num_windows, num_skills), which draw its words; None: none
+    luck: (
+        NDArray[np.float64] | None
+    )  # [0, 1) a window and skill, (num_windows, num_skills), which draw its words, if it has any
 
 
 def goal_reader(part: str, dataset: Dataset, word_variants: int = 0) -> Callable[[GoalSteps], Array]:
@@ -197,6 +193,9 @@ def goal_reader(part: str, dataset: Dataset, word_variants: int = 0) -> Callable
     if part == "command":
         return lambda steps: steps.read("command")
     if part == "words":
+        held_out = [phrase.words for phrase in info.phrases if phrase.words in HELD_OUT]
+        if held_out:
+            raise UserError(f"goal: {dataset.folder} has words that are held out, such as {held_out[0]!r}; collect others")
         return _words_reader(info, word_variants)
     offset = 0
     for block in info.observation:
@@ -212,7 +211,6 @@ def goal_reader(part: str, dataset: Dataset, word_variants: int = 0) -> Callable
 
 def _words_reader(info: DatasetInfo, variants: int) -> Callable[[GoalSteps], Array]:
     encoder = encoder_of(info)
-    vectors = embed([phrase.words for phrase in info.phrases], encoder).astype(np.float32)
     copies = with_copies([phrase.words for phrase in info.phrases], variants)
     drawn = embed(copies, encoder).astype(np.float32)  # skill by skill, as the phrases are
     owners = np.repeat([info.skills.index(phrase.skill) for phrase in info.phrases], 1 + variants)
@@ -220,8 +218,7 @@ def _words_reader(info: DatasetInfo, variants: int) -> Callable[[GoalSteps], Arr
     firsts = np.cumsum(counts) - counts
 
     def read(steps: GoalSteps) -> Array:
-        if steps.luck is None:
-            return vectors[steps.read("goal")]
+        assert steps.luck is not None
         phrases = firsts + (steps.luck * counts).astype(np.int64)  # (num_windows, num_skills)
         return drawn[np.take_along_axis(phrases, steps.read("skill").astype(np.int64), axis=1)]
 
@@ -280,6 +277,6 @@ def split(datasets: Sequence[Dataset], top: float, held_out: float, whole: bool 
         held, chosen = np.zeros(len(mine), bool), np.flatnonzero(mine)
         if held_out > 0 and len(chosen) > 1:
             count = min(max(round(held_out * len(chosen)), 1), len(chosen) - 1)
-            held[np.random.Generator(np.random.PCG64(HELD_OUT)).permutation(chosen)[:count]] = True
+            held[np.random.Generator(np.random.PCG64(SPLIT)).permutation(chosen)[:count]] = True
         masks.append((mine & ~held, held))
     return masks

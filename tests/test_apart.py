@@ -189,12 +189,29 @@ def test_a_policy_of_one_network_goes_on_as_several(tmp_path: Path) -> None:
 def test_networks_of_one_skill_do_not_become_another_s(tmp_path: Path) -> None:
     parent = learner_on(WORLD, apart=["recover"])
     snapshots.write(tmp_path / "parent", snapshot_files(parent, settings_of(WORLD, apart=["recover"]), {}))
-    with pytest.raises(UserError, match=r"its learner\.apart is \['recover'\], here it is \['turn_left'\]; write what it has"):
+    with pytest.raises(
+        UserError, match=r"its learner\.apart is \['recover'\], here it is \['turn_left'\]; write what it has, or more"
+    ):
         init_from(learner_on(WORLD, apart=["turn_left"]), parents(tmp_path / "parent"), WORLD)
     child = learner_on(WORLD, apart=["recover"])
     init_from(child, parents(tmp_path / "parent"), WORLD)
     for key, value in parent.policy_arrays().items():
         np.testing.assert_array_equal(child.policy_arrays()[key], value, err_msg=key)
+
+
+def test_a_policy_of_several_networks_goes_on_as_more(tmp_path: Path) -> None:
+    """A skill that had a network of its own keeps it, at whatever place; the others begin with the one that was shared."""
+    parent = learner_on(WORLD, apart=["recover"])
+    disturb(parent)
+    snapshots.write(tmp_path / "parent", snapshot_files(parent, settings_of(WORLD, apart=["recover"]), {}))
+    child = learner_on(WORLD, apart=["turn_left", "recover"])
+    disturb(child)
+    init_from(child, parents(tmp_path / "parent"), WORLD)
+    for skill in SKILLS:
+        obs = seen(parent, skill)
+        np.testing.assert_array_equal(act(child, obs), act(parent, obs), err_msg=skill)
+    theirs, ours = parent.policy_arrays()["log_std"], child.policy_arrays()["log_std"]
+    np.testing.assert_array_equal(ours, theirs[[0, 0, 1]])
 
 
 def test_networks_of_several_policies_become_one_policy_s(tmp_path: Path) -> None:
@@ -243,9 +260,9 @@ def test_networks_of_several_policies_become_one_policy_s(tmp_path: Path) -> Non
     snapshots.write(tmp_path / "blind", snapshot_files(blind, settings_of(unaware, policy="MlpPolicy"), {}))
     with pytest.raises(UserError, match=r"init_apart.recover: .*up: it sees another goal than init_from: .*blind; they must"):
         init_from(child, parents(tmp_path / "blind", recover=tmp_path / "up"), WORLD)
-    more = learner_on(WORLD, policy="MlpPolicy", apart=["recover", "turn_left"])
-    with pytest.raises(UserError, match=r"two: its learner.apart is \['recover'\], here it is \['recover', 'turn_left'\]"):
-        init_from(more, parents(tmp_path / "feet", recover=tmp_path / "two"), WORLD)
+    other = learner_on(WORLD, policy="MlpPolicy", apart=["turn_left"])
+    with pytest.raises(UserError, match=r"two: its learner.apart is \['recover'\], here it is \['turn_left'\]"):
+        init_from(other, parents(tmp_path / "feet", turn_left=tmp_path / "two"), WORLD)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from gymnasium import spaces
+from toy_dataset import write_toy
 
 from flexrl import collector, config, snapshots
 from flexrl.collection import CollectSettings, describe, make_crew, open_models, rehearse, world_of
@@ -290,6 +291,12 @@ def test_a_table_from_before_its_words_is_still_read(dataset: Dataset, tmp_path:
     del state["table"]["goal"]
     writer.set_state(state | {"table": {name: np.zeros(3, np.int64) for name in state["table"]}})
     assert writer.get_state()["table"]["goal"].tolist() == [-1, -1, -1]
+
+
+def test_an_episode_may_be_many_times_as_long_as_a_file(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "long", returns=(1.0, 2.0), length=9000, shard_steps=10)
+    assert data.episodes.length.tolist() == [9000, 9000]
+    assert data.episode(1)["reward"].sum() == pytest.approx(2.0, rel=1e-4)
 
 
 def test_a_file_of_another_dataset_is_refused(dataset: Dataset, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_windows_are_slices_of_the_episodes(dataset: Dataset) -> None:
     steps = dataset.episode(longest)
     length = len(steps["reward"])
     for first in (0, 7, length - 20, length - 5):
-        window = sampler.read(longest, first)
+        window = sampler.read(np.array([longest]), np.array([first]), np.random.default_rng(0))
         n = min(20, length - first)
         rows = slice(first, first + n)
         np.testing.assert_array_equal(window.body[0, :n], steps["observation"][rows, :65])
@@ -359,6 +359,22 @@ def test_a_killed_training_goes_on_to_the_same_weights(dataset: Dataset, tmp_pat
     assert lineage["parents"] == {str(dataset.folder): dataset.sha256}
 
 
+def test_a_training_that_is_interrupted_keeps_its_last_update(dataset: Dataset, tmp_path: Path) -> None:
+    settings = ("goal=[skill]", "model={kind: gcbc, hidden: [8]}", "save_every=3600", "num_updates=1_000_000", "log_every=1")
+    settings += ("evaluation.every=1_000_000",)
+    process = subprocess.Popen(train(tmp_path, "cut", dataset, *settings), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and len(metrics.read_bytes().splitlines()) > 5):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGINT
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert f"stopped by SIGINT at update {last:,}" in told
+    state = json.loads((tmp_path / "cut" / "latest" / "training.json").read_bytes())
+    assert state["num_updates"] == last >= 5
+
+
 @pytest.mark.parametrize("model", ["{width: 32, context: 8}", "{kind: bc, hidden: [32]}", "{kind: gcbc, hidden: [32]}"])
 def test_what_was_learned_plays_and_collects(dataset: Dataset, tmp_path: Path, model: str) -> None:
     goal = "[]" if "kind: bc" in model else "[skill, command, place]"
@@ -451,6 +467,13 @@ def test_no_distorted_copy_is_a_phrase_that_is_held_out() -> None:
                 again += first != copy
     assert again > 10
     assert len(phrasings.with_copies(["get pu"], 50)) == 51  # held out itself, and copied all the same
+
+
+def test_words_that_are_held_out_are_not_learned_from(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flexrl.windows.HELD_OUT", {dataset.info.phrases[0].words})
+    with pytest.raises(UserError, match=r"^goal: .* has words that are held out, such as "):
+        WindowSampler([dataset], [everything(dataset)], ["words"], 2)
+    WindowSampler([dataset], [everything(dataset)], ["skill"], 2)
 
 
 def test_a_policy_is_prompted_with_what_it_learned(dataset: Dataset, tmp_path: Path) -> None:
@@ -574,7 +597,7 @@ def test_two_processes_train_one_model_and_go_on_exactly(dataset: Dataset, tmp_p
     more = script("train_dt.py", tmp_path, "--name", "parts", "--resume", "--set", "num_updates=20")
     alone = run(more)
     assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
-    assert "was trained by 2 processes, not 1" in alone.stderr
+    assert "was trained by 2 process(es), not 1" in alone.stderr
     done = run(together + more[1:])
     assert done.returncode == 0, done.stderr
     assert "going on exactly at update 8" in done.stderr

@@ -473,6 +473,22 @@ def family(in_tmp: Path) -> Path:
     return workspace
 
 
+def test_a_run_that_begins_anew_has_the_parents_that_it_begins_with(workspace, monkeypatch):
+    monkeypatch.setattr(provenance, "_gpus", dict)
+    parent = workspace / "parent"
+    for content in ("one", "two"):  # the first attempt saved nothing, and its parent has changed since
+        own = {"name": content, "parents": {}, "ancestry": {}}
+        snapshots.write(parent / "best", {"lineage.json": json.dumps(own).encode()})
+        run = runs.Run(workspace / "child", Settings())
+        run.add_parent("parent", parent / "best")
+        with run:
+            pass
+    kept = json.loads((workspace / "child" / "lineage.json").read_bytes())
+    assert kept["parents"] == run.parents
+    assert [lineage["name"] for lineage in kept["ancestry"].values()] == ["two"]
+    assert len(kept["attempts"]) == 2
+
+
 def test_ancestors_that_are_gone_are_told_by_what_their_children_kept(workspace, monkeypatch, capsys):
     class TinySettings(Settings):
         num_steps: int = 20

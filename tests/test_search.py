@@ -17,6 +17,7 @@ from flexrl.search import Search
 from flexrl.sweep_ledger import Attempt, Ledger, Status
 from flexrl.sweep_plan import make_plan
 from flexrl.sweep_settings import Distribution, SearchSettings, load_sweep
+from flexrl.sweeps import rehearse
 
 
 def curve(level: float, end: int = 900) -> list[tuple[float, float]]:
@@ -106,6 +107,22 @@ def test_a_sweep_gives_up_what_falls_behind(tmp_path: Path) -> None:
     assert "2 done" in whole.stdout
     assert {ledger.status(key).state for key in ledger.entries()} == {"done"}
     assert {ledger.step_of(key) for key in ledger.entries()} == {20_224}
+
+
+@pytest.mark.parametrize(
+    ("every", "min_steps", "fits"), [(None, 100, False), (700, 100, True), (1900, 600, False), (100, 2000, False)]
+)
+def test_a_rule_that_could_never_give_a_trial_up_is_refused(
+    every: int | None, min_steps: int, fits: bool, tmp_path: Path
+) -> None:
+    """2,000 steps: an evaluation must come before a rung does (x 3 each), and the rung before the end."""
+    changed = {**TINY["set"], "evaluation": {"every": every, "episodes": 1}}
+    path = written(tmp_path, set=changed, stop={"min_steps": min_steps})
+    if fits:
+        rehearse(load_sweep(path), trials_of(path), path)
+        return
+    with pytest.raises(UserError, match=r"stop: no trial has eval/return at a rung before its end \(2,000 at most"):
+        rehearse(load_sweep(path), trials_of(path), path)
 
 
 def test_another_judge_takes_nobody_s_word(tmp_path: Path) -> None:

@@ -385,6 +385,8 @@ def test_measures_know_drift_and_when_a_body_stood_up() -> None:
 def test_changes_so_quick_that_no_skill_is_judged_are_refused_in_training() -> None:
     with pytest.raises(ValueError, match=r"world.switch: a skill is judged from 1 s on; .* longest time above it, found 0.9"):
         check_training(MotorSettings(task="mixed", switch=(0.2, 0.9)))
+    with pytest.raises(ValueError, match=r"^world\.phrasings: held-out words are for judging"):
+        check_training(MotorSettings(phrasings="held_out"))
     check_training(MotorSettings(task="mixed", switch=(0.2, 1.5)))
 
 
