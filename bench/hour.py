@@ -1,4 +1,4 @@
-"""All eight skills of the humanoid from nothing, by the clock: the walk, then feet and getting up side by side, then as one.
+"""All eight skills of the humanoid from nothing, by the clock: the walk; feet, running and getting up apart; then all as one.
 
     python bench/hour.py --workspace workspace/hour
     python bench/skills.py --model workspace/hour/changes/latest     # what came of it
@@ -88,11 +88,14 @@ def main() -> None:
         tell("feet, up beside it")
         run("feet_2", end - JOINING, init_from=latest("feet"))
         tell("feet_2, up beside it")
+        run("run", end - JOINING, init_from=latest("walk_forward"))
+        tell("run, up beside it")
         wait(up, end - JOINING)
     finally:
         up.terminate()
     tell("up")
-    run("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}")
+    apart = f"{{run_forward: {latest('run')}, recover: {latest('up')}}}"
+    run("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=apart)
     tell("joined")
     run("changes", end, init_from=latest("joined"))
     tell("changes")
