@@ -67,7 +67,8 @@ def main() -> None:
         for model, parent in zip(settings.models, parents, strict=True)
         for path in (*([model.path] if parent is not None else []), *model.others)
     ]
-    if not snapshots.exists(run.latest):
+    run.is_made = (run.folder / snapshots.MANIFEST).is_file()  # a dataset of one file has no latest/
+    if not (snapshots.exists(run.latest) or run.is_made):
         for path in paths:
             run.add_parent(path, Path(path))
     with run, closing(make_world(world_settings, settings.seed)) as world:

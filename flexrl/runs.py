@@ -62,6 +62,7 @@ class Run(Generic[S]):
         self.parents: dict[str, str] = {}  # path: content hash
         self.ancestry: dict[str, Any] = {}  # content hash: an ancestor's own lineage, without those of its ancestors
         self.seed: int = getattr(settings, "seed", 0)
+        self.is_made = False  # whether something that it made is there, even where no latest/ is
         self.stop_signal: int | None = None
         self._writing = False
         self.num_steps, self.unit = 0, "step"  # how far it has come, and in what
@@ -89,7 +90,7 @@ class Run(Generic[S]):
             print(f"{self.latest}: nothing was saved there; the run begins anew", file=sys.stderr)
         try:
             write_whole(self.folder / "config.yaml", config.to_yaml(self.settings))
-            self.lineage = self._begin_lineage(resuming)
+            self.lineage = self._begin_lineage(resuming or self.is_made)
             self._write_lineage()
         except OSError as error:
             raise UserError(
