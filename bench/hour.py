@@ -1,7 +1,7 @@
 """All eight skills of the humanoid from nothing, by the clock: the walk; feet, running and getting up apart; then all as one.
 
     python bench/hour.py --workspace workspace/hour
-    python bench/skills.py --model workspace/hour/changes/latest     # what came of it
+    python bench/skills.py --model workspace/hour/joined_2/latest    # what came of it
 
 The bar is 60 minutes on two cores, every skill at 90 %. A training that takes longer is stopped in time, as it is then; on a
 slower machine `--share 0.6` gives each that share of its steps.
@@ -20,8 +20,9 @@ import yaml
 from trainings import ROOT, command_of, told
 
 SHARED = {"video": "false", "evaluation.every": "null", "evaluation.episodes": "8"}
-JOINING = 660.0  # s that the last two trainings are left, at least
-CHANGING = 240.0  # s of them that the last one is left
+JOINING = 720.0  # s that the last three trainings are left, at least
+CHANGING = 420.0  # s of them that the last two are left
+LAST = 230.0  # s of those that the last one is left
 BEGINNING = 60.0  # s that a training needs, or it leaves nothing to go on from
 ENDING = 25.0  # s that a training takes to save and to evaluate, once it is asked to leave
 
@@ -86,19 +87,22 @@ def main() -> None:
     try:
         run("feet", end - JOINING, init_from=latest("walk_forward"))
         tell("feet, up beside it")
-        run("feet_2", end - JOINING, init_from=latest("feet"))
-        tell("feet_2, up beside it")
         run("run", end - JOINING, init_from=latest("walk_forward"))
         tell("run, up beside it")
+        run("run_2", end - JOINING, init_from=latest("feet"), init_apart=f"{{run_forward: {latest('run')}}}")
+        tell("run_2, up beside it")
+        run("feet_2", end - JOINING, init_from=latest("feet"))
+        tell("feet_2, up beside it")
         wait(up, end - JOINING)
     finally:
         up.terminate()
     tell("up")
-    apart = f"{{run_forward: {latest('run')}, recover: {latest('up')}}}"
-    run("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=apart)
+    run("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}")
     tell("joined")
-    run("changes", end, init_from=latest("joined"))
+    run("changes", end - LAST, init_from=latest("joined"))
     tell("changes")
+    run("joined_2", end, init_from=latest("changes"), init_apart=f"{{run_forward: {latest('run_2')}}}")
+    tell("joined_2")
 
 
 if __name__ == "__main__":
