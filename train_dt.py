@@ -87,6 +87,7 @@ def lead(peers: parallel.Peers) -> None:
                     check_finite(run, metrics)
                     if is_judged:
                         turn.close()
+                        run.check_stop()
                         progress.say("evaluating")
                         metrics |= evaluate(settings, learner, held_out)
                         files = snapshot_files(settings, learner, metrics)

@@ -174,9 +174,7 @@ class GoalSteps:
 
     read: Callable[[str], Array]  # a column of them by its name, (num_windows, length, ...)
     observation: NDArray[np.float32]
-    luck: (
-        NDArray[np.float64] | None
-    )  # [0, 1) a window and skill, (num_windows, num_skills), which draw its words, if it has any
+    luck: NDArray[np.float64] | None  # [0, 1) a window and skill, (num_windows, num_skills), draws its words; None: it has none
 
 
 def goal_reader(part: str, dataset: Dataset, word_variants: int = 0) -> Callable[[GoalSteps], Array]:
