@@ -92,7 +92,7 @@ def print_table(rows: Sequence[RunSummary], sweeps: Sequence[str]) -> None:
         first.append("" if wide else f"\n{', '.join(about)}", "dim")
         first.append("".join(f"\n{problem}" for problem in row.problems), "red")
         steps = "/".join("-" if count is None else short(count) for count in (row.num_steps, row.planned_steps))
-        numbers = [rounded(number) for number in (row.last_return, row.best_return, row.env_steps_per_second)]
+        numbers = [rounded(number) for number in (row.last_return, row.best_return, row.steps_per_second)]
         age = duration((datetime.now(UTC) - datetime.fromisoformat(row.changed)).total_seconds())
         state = Text(row.state, COLOURS.get(row.state, ""))
         table.add_row(first, *(map(Text, about) if wide else ()), steps, *numbers, state, age)

@@ -89,19 +89,19 @@ def series_of(lines: Sequence[Mapping[str, Any]], metric: str) -> Series | None:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A row of the table of runs; null where the run does not say."""
+    """A row of the table of runs; null where the run does not say. A step of `train_dt.py` is an update."""
 
     name: str
     folder: str
-    world: str | None
-    learner: str | None
+    world: str | None  # or the datasets that it learns from
+    learner: str | None  # or the models that it collects with
     seed: int | None
-    num_steps: int | None  # env steps done
+    num_steps: int | None  # done
     planned_steps: int | None
     last_return: float | None  # of the last deterministic evaluation
     best_return: float | None
     best_step: int | None
-    env_steps_per_second: float | None  # median over the last quarter of the lines
+    steps_per_second: float | None  # median over the last quarter of the lines
     state: str  # running, finished, stopped, failed, killed (says it runs, and no process does) or broken
     how: str | None  # the lineage's own words
     changed: str  # ISO 8601: when a file of it was last written
@@ -121,23 +121,25 @@ def summarise(folder: Path) -> RunSummary:
 
     settings, lineage, lines = try_to(read_settings) or {}, try_to(read_lineage), try_to(read_metrics) or []
     attempt = lineage.attempts[-1] if lineage else None
-    returns, speeds = series_of(lines, "eval/return"), series_of(lines, "time/env_steps_per_second")
+    returns = series_of(lines, "eval/return")
+    speeds = series_of(lines, "time/env_steps_per_second") or series_of(lines, "time/updates_per_second")
     best = int(np.argmax(returns.values)) if returns else 0
-    world, learner = (settings[key] if isinstance(settings.get(key), dict) else {} for key in ("world", "learner"))
+    told = (lines[-1]["step"] if lines else None, attempt.to_step if attempt else None)  # the latter after the last line, too
+    reached = [step for step in map(_whole, told) if step is not None]
     files = (folder / name for name in ("config.yaml", "lineage.json", "metrics.jsonl"))
     changed = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
     return RunSummary(
         name=folder.name,
         folder=str(folder),
-        world=_world_name(world),
-        learner=str(learner["name"]) if "name" in learner else None,
+        world=_world_name(_mapping(settings, "world")) or _file_names(settings.get("datasets")),
+        learner=_learner_name(settings),
         seed=_whole(settings.get("seed")),
-        num_steps=_whole(lines[-1]["step"]) if lines else attempt.to_step if attempt else None,
-        planned_steps=_whole(settings.get("num_steps")),
+        num_steps=max(reached, default=None),
+        planned_steps=_whole(settings.get("num_steps", settings.get("num_updates"))),
         last_return=float(returns.values[-1]) if returns else None,
         best_return=float(returns.values[best]) if returns else None,
         best_step=int(returns.steps[best]) if returns else None,
-        env_steps_per_second=float(np.median(speeds.values[-math.ceil(len(speeds.values) / 4) :])) if speeds else None,
+        steps_per_second=float(np.median(speeds.values[-math.ceil(len(speeds.values) / 4) :])) if speeds else None,
         state=state_of(folder, attempt) if attempt else "broken",
         how=attempt.how if attempt else None,
         changed=datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds"),
@@ -148,6 +150,25 @@ def summarise(folder: Path) -> RunSummary:
 def _whole(value: Any) -> int | None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return int(value) if is_number else None
+
+
+def _mapping(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return settings[key] if isinstance(settings.get(key), dict) else {}
+
+
+def _learner_name(settings: Mapping[str, Any]) -> str | None:
+    """A learner's name, the kind of a model that learns offline, or the names of the models that are rolled out."""
+    name = _mapping(settings, "learner").get("name") or _mapping(settings, "model").get("kind")
+    models = settings.get("models")
+    paths = [model.get("path") for model in models if isinstance(model, dict)] if isinstance(models, list) else None
+    return str(name) if name else _file_names(paths)
+
+
+def _file_names(paths: Any) -> str | None:
+    """'a, b' of ['workspace/a', 'workspace/b/best']."""
+    if not isinstance(paths, list):
+        return None
+    return ", ".join(str(path).removesuffix("/best").removesuffix("/latest").rpartition("/")[2] for path in paths) or None
 
 
 def _world_name(world: Mapping[str, Any]) -> str | None:

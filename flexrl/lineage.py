@@ -115,7 +115,7 @@ class Ancestor:
     snapshot: str | None  # the snapshot that was checked: the folder itself, or a run's best/ or latest/
     content_hash: str | None  # of what lies there now
     recorded_hash: str | None  # what the child was made from
-    num_steps: int | None  # of the snapshot
+    num_steps: int | None  # of the snapshot; null where another lies in its place
     state: str | None  # as of state_of; null where only the snapshot's own copy of the lineage is left
     lineage: Lineage | None
     parents: tuple[Ancestor, ...]
@@ -141,8 +141,10 @@ def _trace(path: str, folder: Path, recorded: str | None, told: Mapping[str, Lin
     except UserError as error:
         problem = problem or str(error)
     place = str(folder.resolve())
-    if recorded is not None and recorded in told and (mark == "changed" or (mark == "missing" and lineage is None)):
-        lineage, state, place = told[recorded], None, recorded  # what lies there now is something else
+    known = told.get(recorded) if recorded is not None else None
+    is_other = known is not None and (mark == "changed" or (mark == "missing" and lineage is None))
+    if is_other:  # what lies there now is something else
+        lineage, state, place = known, None, str(recorded)
     repeated = place in seen
     seen.add(place)
     parents = lineage.parents if lineage and not repeated else {}
@@ -154,7 +156,7 @@ def _trace(path: str, folder: Path, recorded: str | None, told: Mapping[str, Lin
         snapshot=str(snapshot) if snapshot else None,
         content_hash=content_hash,
         recorded_hash=recorded,
-        num_steps=_num_steps(snapshot) if snapshot and mark != "damaged" else None,
+        num_steps=_num_steps(snapshot) if snapshot and mark != "damaged" and not is_other else None,
         state=state,
         lineage=lineage,
         parents=tuple(_trace(p, _locate(p, folder), parents[p], told, seen) for p in parents),

@@ -130,14 +130,27 @@ def test_the_tables_numbers(workspace, monkeypatch, capsys):
     assert (row["world"], row["learner"], row["seed"]) == ("humanoid walk_forward", "ppo", 0)
     assert (row["num_steps"], row["planned_steps"]) == (4000, 4000)
     assert (row["last_return"], row["best_return"], row["best_step"]) == (80.0, 100.0, 2000)
-    assert row["env_steps_per_second"] == 400.0  # the last quarter of four lines is the last line
+    assert row["steps_per_second"] == 400.0  # the last quarter of four lines is the last line
     assert (row["state"], row["problems"]) == ("finished", [])
 
 
 def test_steps_per_second_is_the_median_of_the_last_quarter(workspace):
     speeds = [1.0] * 9 + [100.0, 300.0, 5000.0]  # the last 3 of 12; one of them an outlier
     lines = [{"step": i, "time/env_steps_per_second": speed} for i, speed in enumerate(speeds, 1)]
-    assert ledger.summarise(write_run(workspace / "walk", lines=lines)).env_steps_per_second == 300.0
+    assert ledger.summarise(write_run(workspace / "walk", lines=lines)).steps_per_second == 300.0
+
+
+def test_a_collection_and_what_learns_from_it_are_rows_too(workspace):
+    lines = [{"step": 2000, "time/env_steps_per_second": 300.0}]  # what came after had no line of its own
+    write_run(workspace / "walks", lines=lines)
+    settings: dict[str, Any] = {"num_steps": 4000, "models": [{"path": "workspace/humanoid/best"}, {"path": "random"}]}
+    (workspace / "walks" / "config.yaml").write_text(yaml.safe_dump({**settings, "world": None}))
+    write_run(workspace / "dt", lines=[{"step": 50, "time/updates_per_second": 6.0}], how="running")
+    settings = {"num_updates": 100, "datasets": ["workspace/walks"], "model": {"kind": "dt", "layers": 3}}
+    (workspace / "dt" / "config.yaml").write_text(yaml.safe_dump(settings))
+    walks, dt = (ledger.summarise(workspace / name) for name in ("walks", "dt"))
+    assert (walks.world, walks.learner, walks.num_steps, walks.planned_steps) == (None, "humanoid, random", 4000, 4000)
+    assert (dt.world, dt.learner, dt.num_steps, dt.planned_steps, dt.steps_per_second) == ("walks", "dt", 50, 100, 6.0)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +250,7 @@ def test_a_line_that_a_kill_has_cut_is_no_damage(workspace):
 def test_where_steps_go_back_the_later_attempt_counts(workspace):
     first = [{"step": 1000 * i, "eval/return": 999.0} for i in (1, 2, 3)]
     again = [{"step": 1000 * i, "eval/return": float(i)} for i in (1, 2)]
-    row = ledger.summarise(write_run(workspace / "walk", lines=first + again))
+    row = ledger.summarise(write_run(workspace / "walk", lines=first + again, how="running"))
     assert (row.num_steps, row.best_return) == (2000, 2.0)
 
 
@@ -247,7 +260,7 @@ def test_returns_that_are_no_numbers_do_not_become_the_best(workspace):
         {"step": 2, "eval/return": math.nan},
         {"step": 3, "eval/return": math.inf},
     ]
-    row = ledger.summarise(write_run(workspace / "walk", lines=lines))
+    row = ledger.summarise(write_run(workspace / "walk", lines=lines, how="running"))
     assert (row.best_return, row.last_return, row.num_steps) == (3.0, 3.0, 3)
 
 
@@ -507,7 +520,7 @@ def test_ancestors_that_are_gone_are_told_by_what_their_children_kept(workspace,
     shutil.rmtree(workspace / "walk")
     shutil.copytree(workspace / "refined", workspace / "walk")  # another run has taken its name
     walk = lineage.trace(workspace.parent / "shipped").parents[0].parents[0]
-    assert (walk.mark, walk.lineage.name, walk.repeated) == ("changed", "walk", False)
+    assert (walk.mark, walk.lineage.name, walk.repeated, walk.num_steps) == ("changed", "walk", False, None)
     shutil.rmtree(workspace)
     call(monkeypatch, "lineage", str(workspace.parent / "shipped"))
     printed = capsys.readouterr().out
