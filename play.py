@@ -216,7 +216,7 @@ def record(trail: Trail | None, policy: Policy, world: Any, episode: Episode, ar
             go_through_skills(policy, world.batch.settings, arguments.seed).write(path)
         else:
             trail.write(path, episode.length)
-    except render.RenderError as error:
+    except (render.RenderError, OSError) as error:
         raise UserError(f"--video {path}: {error}") from None
     print(f"wrote {path}", file=sys.stderr)
 

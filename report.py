@@ -135,9 +135,11 @@ def tell_dataset(folder: Path, arguments: argparse.Namespace) -> None:
             )
             table.add_row(Text(g.skill), Text(g.policy), *row)
         (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
-        a_step = f"{size / max(info.num_steps, 1):,.0f} bytes a step"
+        bytes_a_step = size / max(info.num_steps, 1)
+        memory = f"read as windows: 64 of 20 steps take {64 * 20 * bytes_a_step / 2**20:,.1f} MiB of memory"
         seconds = f", {duration(info.num_steps * info.seconds_per_step)} of motion" if info.seconds_per_step else ""
-        print(f"{info.num_steps:,} steps in {info.num_episodes:,} episodes{seconds}; {size / 2**20:,.1f} MiB, {a_step}")
+        print(f"{info.num_steps:,} steps in {info.num_episodes:,} episodes{seconds}; {size / 2**20:,.1f} MiB on disk")
+        print(f"{bytes_a_step:,.0f} bytes a step; {memory}")
         print(
             f"a step: observation {info.observation_size}, action {info.action_size}, state {info.state_size or 'not recorded'}"
         )

@@ -7,6 +7,7 @@ Everything it makes lies in workspace/<name>/: latest/ to go on with (--resume),
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -51,9 +52,9 @@ def main() -> None:
                     progress.say("evaluating")
                     scores = evaluate(settings, learner)
                     metrics |= scores
-                    if scores["eval/return"] > best:
+                    is_best = scores["eval/return"] > best
+                    if is_best and run.write_snapshot(run.best, snapshot_files(learner, settings, scores)):
                         best = scores["eval/return"]
-                        run.write_snapshot(run.best, snapshot_files(learner, settings, scores))
                 if "eval/return" in metrics or is_due(settings.log_every, before, learner.num_steps, settings.num_steps):
                     run.log(learner.num_steps, metrics)
                 if settings.snapshot_every and is_due(settings.snapshot_every, before, learner.num_steps, settings.num_steps):
@@ -100,7 +101,12 @@ def resume(run: runs.Run[TrainSettings], learner: Learner) -> float:
     learner.saved()
     run.resumed_from(learner.num_steps)
     print(f"going on {learner.how_exact()} at step {learner.num_steps:,}", file=sys.stderr)
-    return float(state["best"]) if state["best_by"] == judged_by(run.settings) else -np.inf
+    if state["best_by"] != judged_by(run.settings):
+        return -np.inf
+    if learner.how_exact() != "exactly" and snapshots.exists(run.best):  # it may be newer, and will not come again
+        about = json.loads((run.best / "snapshot.json").read_bytes())
+        return max(float(state["best"]), float(about["scores"]["eval/return"]))
+    return float(state["best"])
 
 
 def check_finite(metrics: dict[str, float]) -> None:

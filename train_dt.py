@@ -111,8 +111,9 @@ def check_finite(run: runs.Run[TrainDTSettings], metrics: dict[str, float]) -> N
     """Failed, if a number is none any more; this update is not remembered, so latest/ keeps an earlier state."""
     for name in ("train/loss", "train/grad_norm"):
         if not np.isfinite(metrics[name]):
-            why = f"{name} is {metrics[name]}: the weights are lost; latest/ is from before"
-            raise runs.Failed(f"{why}; take a lower learning_rate under another --name, from init_from: {run.latest}")
+            saved = f", from init_from: {run.latest}, which is from before" if snapshots.exists(run.latest) else ""
+            why = f"{name} is {metrics[name]}: the weights are lost"
+            raise runs.Failed(f"{why}; take a lower learning_rate under another --name{saved}")
 
 
 def follow(peers: parallel.Peers) -> None:

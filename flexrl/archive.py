@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flexrl import command_line, snapshots
+from flexrl.config import UserError
 from flexrl.runs import Failed
 
 LEFT_OUT = ("lost+found", "replay")  # a file system's own; what only an unfinished run reads, and large
@@ -36,7 +37,11 @@ def archive(source: Path, target: Path) -> tuple[int, list[Path]]:
 
 
 def _folders(source: Path) -> Iterator[tuple[Path, list[str]]]:
-    for folder, folders, files in os.walk(source):
+    def complain(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # gone since
+            raise error
+
+    for folder, folders, files in os.walk(source, onerror=complain):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in LEFT_OUT)
         yield Path(folder), sorted(name for name in files if not name.startswith("."))
 
@@ -84,7 +89,12 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
-    num_copied, broken = archive(arguments.source, arguments.target)
+    if not arguments.source.is_dir():
+        raise UserError(f"{arguments.source}: there is no such folder to copy; name a workspace")
+    try:
+        num_copied, broken = archive(arguments.source, arguments.target)
+    except OSError as error:
+        raise Failed(f"{error.filename or arguments.target}: {error.strerror}; what was copied is whole") from None
     print(f"{num_copied:,} files copied to {arguments.target}", file=sys.stderr)
     if broken:
         raise Failed(f"{', '.join(map(str, broken))}: changed each time; the next archive has them")

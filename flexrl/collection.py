@@ -243,7 +243,10 @@ def world_of(settings: CollectSettings, parents: list[Snapshot | None]) -> World
     if isinstance(world, GymnasiumSettings):
         if settings.skills or settings.physics != "same":
             raise UserError(f"{'skills' if settings.skills else 'physics'}: {world.id} has none to choose from; leave it away")
-        return world.model_copy(update={"num_envs": settings.num_envs or world.num_envs})
+        for name in ("switch", "sampling", "num_threads"):
+            if getattr(settings, name) != type(settings).model_fields[name].default:
+                raise UserError(f"{name}: {world.id} knows nothing of it; leave it away")
+        return GymnasiumSettings.model_validate(world.model_dump() | {"num_envs": settings.num_envs or world.num_envs})
     own_threads = (
         None if settings.world is None else world.num_threads
     )  # a training's are those of its machine, and its neighbours

@@ -15,6 +15,7 @@ from flexrl.config import Settings, UserError
 from flexrl.runs import Failed, Run, check_name
 
 S = TypeVar("S", bound=Settings)
+LEFT_OVER = (".lock", ".config.yaml.new")  # what a start that could not write its settings left
 
 
 def verb(main: Callable[[], None]) -> NoReturn:
@@ -96,7 +97,7 @@ def begin(model: type[S], doc: str | None, rehearse: Callable[[S, bool], None], 
     if arguments.check:
         print(config.to_yaml(settings), end="")
         sys.exit(exit_codes.DONE)
-    if not arguments.resume and folder.is_dir() and any(folder.iterdir()):
+    if not arguments.resume and folder.is_dir() and any(path.name not in LEFT_OVER for path in folder.iterdir()):
         raise UserError(f"{folder}: there is a run of this name; add --resume to go on with it, or take another --name")
     return settings, Run(folder, settings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from flexrl.worlds import recorded_world, why
 
 SHARD_STEPS = 65_536
 # what Minari raises of files that are damaged, of another version, or of a format whose package is not installed
-CANNOT_READ = (ValueError, KeyError, TypeError, IndexError, AssertionError, ImportError, OSError, pa.ArrowException)
+CANNOT_READ = (
+    *(ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError, ImportError, OSError, RuntimeError),
+    pa.ArrowException,
+)
 
 
 def import_minari(source: Path, folder: Path, env: str | None = None) -> DatasetInfo:
@@ -32,7 +36,7 @@ def import_minari(source: Path, folder: Path, env: str | None = None) -> Dataset
     folder.mkdir(parents=True)
     writer = DatasetWriter(folder, info, SHARD_STEPS, cure="make room, and import it again")
     writer.set_state(None)
-    for steps, row in episodes_of(source, theirs):
+    for steps, row in episodes_of(source, theirs, (info.observation_size, info.action_size)):
         writer.add(steps, row)
         if writer.is_full:
             writer.flush()
@@ -51,20 +55,35 @@ def _data_of(source: Path) -> Path:
 
 def open_minari(source: Path) -> Any:
     """Minari's dataset; UserError if there is none, or none that it can read."""
-    minari = need("minari", "minari[arrow]")
+    minari = need("minari", "minari[arrow,hdf5]")
     if not source.is_dir():
         raise UserError(f"--import-minari {source}: no such folder")
     data = _data_of(source)
     if not (data / "metadata.json").is_file():
         raise UserError(f"--import-minari {source}: is no Minari dataset (it has no metadata.json)")
+    _check_spaces(source, data / "metadata.json")
     try:
         theirs = minari.MinariDataset(data)
         num_episodes = theirs.total_episodes
     except (*CANNOT_READ, gymnasium.error.Error) as error:
-        raise UserError(f"--import-minari {source}: cannot be read: {why(error)}") from None
+        raise _unreadable(source, error) from None
     if num_episodes == 0:
         raise UserError(f"--import-minari {source}: has no episodes")
     return theirs
+
+
+def _unreadable(source: Path, error: Exception) -> UserError:
+    return UserError(f"--import-minari {source}: cannot be read: {why(error) or type(error).__name__}")
+
+
+def _check_spaces(source: Path, path: Path) -> None:
+    """UserError if its metadata do not tell its spaces: Minari would make the environment they name, whatever that runs."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise _unreadable(source, error) from None
+    if not isinstance(told, dict) or not all(isinstance(told.get(f"{kind}_space"), str) for kind in ("observation", "action")):
+        raise UserError(f"--import-minari {source}: metadata.json does not tell its spaces; write it anew with a newer Minari")
 
 
 def describe(source: Path, theirs: Any, env: str | None) -> DatasetInfo:
@@ -104,23 +123,31 @@ def describe(source: Path, theirs: Any, env: str | None) -> DatasetInfo:
     )
 
 
-def episodes_of(source: Path, theirs: Any) -> Iterator[tuple[dict[str, Array], dict[str, Any]]]:
-    """Its episodes one after the other: steps by column, and the row in the table; UserError if one cannot be read."""
+def episodes_of(source: Path, theirs: Any, sizes: tuple[int, int]) -> Iterator[tuple[dict[str, Array], dict[str, Any]]]:
+    """Its episodes one after the other: steps by column, and the row in the table; UserError if one cannot be read.
+
+    `sizes`: of its observations and of its actions.
+    """
     try:
         for episode in theirs.iterate_episodes():
-            yield _episode_of(episode)
+            yield _episode_of(episode, *sizes)
     except CANNOT_READ as error:
-        raise UserError(f"--import-minari {source}: cannot be read: {why(error)}") from None
+        raise _unreadable(source, error) from None
 
 
-def _episode_of(episode: Any) -> tuple[dict[str, Array], dict[str, Any]]:
+def _episode_of(episode: Any, observation_size: int, action_size: int) -> tuple[dict[str, Array], dict[str, Any]]:
     length = len(episode.rewards)
     actions = np.asarray(episode.actions, np.float32).reshape(length, -1)
+    observations, rewards = np.asarray(episode.observations, np.float32), np.asarray(episode.rewards, np.float32)
+    if observations.shape != (length + 1, observation_size) or actions.shape[1] != action_size:
+        raise ValueError(f"the steps of episode {episode.id} do not fit its spaces")
+    if not all(np.isfinite(numbers).all() for numbers in (observations, actions, rewards)):
+        raise ValueError(f"episode {episode.id} has infinite numbers, or what is none (NaN); leave it out there")
     steps: dict[str, Array] = {
-        "observation": np.asarray(episode.observations[:length], np.float32),
+        "observation": observations[:length],
         "action": actions,
         "intended": actions,
-        "reward": np.asarray(episode.rewards, np.float32),
+        "reward": rewards,
         "terminated": np.asarray(episode.terminations, bool),
         "truncated": np.asarray(episode.truncations, bool),
         "skill": np.zeros(length, np.int16),
@@ -139,6 +166,6 @@ def _episode_of(episode: Any) -> tuple[dict[str, Array], dict[str, Any]]:
         "success": float("nan"),
         "terminated": bool(steps["terminated"][-1]),
         "cut": False,
-        "final_observation": np.asarray(episode.observations[length], np.float32),
+        "final_observation": observations[length],
     }
     return steps, row

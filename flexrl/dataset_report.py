@@ -1,4 +1,4 @@
-"""What is in a dataset: counts by skill and policy, returns and lengths as histograms, a few episodes as rows of frames."""
+"""What is in a dataset: counts by skill and policy, returns as histograms, a few episodes as rows of frames."""
 
 from __future__ import annotations
 

@@ -100,8 +100,9 @@ def _arguments(settings: Any, world: VecEnv, replay_folder: Path | None) -> tupl
             arguments["action_noise"] = VectorizedActionNoise(noise, world.num_envs) if world.num_envs > 1 else noise
         if replay_folder is not None and settings.save_replay_buffer:
             buffer = MappedReplayBuffer if settings.n_steps == 1 else MappedNStepReplayBuffer
-            freq = settings.train_freq
-            rollout = {"folder": replay_folder, "rollout_rows": freq if isinstance(freq, int) else 1}
+            freq, unit = (settings.train_freq, "step") if isinstance(settings.train_freq, int) else settings.train_freq
+            rows = freq if unit == "step" else settings.buffer_size // 10  # an episode may be long
+            rollout = {"folder": replay_folder, "rollout_rows": rows}
             arguments |= {"replay_buffer_class": buffer, "replay_buffer_kwargs": rollout}
             if settings.n_steps > 1:
                 arguments["replay_buffer_kwargs"] |= {"n_steps": settings.n_steps, "gamma": settings.gamma}
@@ -210,10 +211,11 @@ class Learner:
         return {key: value.detach().cpu().numpy().copy() for key, value in self.model.policy.state_dict().items()}
 
     def normaliser_arrays(self) -> dict[str, np.ndarray]:
-        """Mean and variance of observations (obs_dim,) and the variance of returns; empty if nothing is normalised."""
+        """Mean and variance of observations (obs_dim,) and of returns (); empty if nothing is normalised."""
         if self.normaliser is None:
             return {}
-        arrays = {"return_variance": np.array(self.normaliser.ret_rms.var)}
+        returns = self.normaliser.ret_rms
+        arrays = {"return_mean": np.array(returns.mean), "return_variance": np.array(returns.var)}
         if self.normaliser.norm_obs:
             arrays |= {"mean": self.normaliser.obs_rms.mean.copy(), "variance": self.normaliser.obs_rms.var.copy()}
         return arrays
@@ -261,17 +263,18 @@ class Learner:
             model.replay_buffer.set_state(state["replay"])
         elif isinstance(model, OffPolicyAlgorithm):  # an empty buffer is filled again before it is learned from
             self._learn_after = model.num_timesteps + model.learning_starts
+        if self.normaliser is not None:
+            _set_normaliser_state(self.normaliser, state["normaliser"])
         if "world" in state:
             self.world.unwrapped.set_state(state["world"])
             for key, value in state["last"].items():
                 setattr(model, key, value)
         else:
+            self.world.seed(model.seed + model.num_timesteps)  # else its episodes would be those that the run began with
             model._last_obs = self.world.reset()
             model._last_episode_starts = np.ones(self.world.num_envs, bool)
             if self.normaliser is not None:
                 model._last_original_obs = self.normaliser.get_original_obs()
-        if self.normaliser is not None:
-            _set_normaliser_state(self.normaliser, state["normaliser"])
         model.action_space.np_random.bit_generator.state = state["action_space"]
         set_random_state(state["random"])
 

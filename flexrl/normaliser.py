@@ -24,12 +24,14 @@ class Numbers:
     variance: NDArray[np.float64] | None
     return_variance: NDArray[np.float64] | None  # (); None: neither observations nor rewards were normalised
     count: float  # steps
+    return_mean: NDArray[np.float64] | None = None  # (); None: neither, or of a snapshot that does not tell
 
     @classmethod
     def of(cls, parent: Snapshot) -> Numbers:
         """A snapshot's."""
         arrays = snapshots.read_arrays(parent.folder / "normaliser.safetensors")
-        return cls(arrays.get("mean"), arrays.get("variance"), arrays.get("return_variance"), float(parent.about["num_steps"]))
+        mean, variance, return_mean = map(arrays.get, ("mean", "variance", "return_mean"))
+        return cls(mean, variance, arrays.get("return_variance"), float(parent.about["num_steps"]), return_mean)
 
     @classmethod
     def pooled(cls, several: Sequence[Numbers]) -> Numbers:
@@ -39,7 +41,7 @@ class Numbers:
         variances = np.array([numbers.variance for numbers in several if numbers.variance is not None])
         if len(several) == 1 or len(means) == 0:
             return replace(first, count=count)
-        return cls(means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0), first.return_variance, count)
+        return replace(first, mean=means.mean(axis=0), variance=variances.mean(axis=0) + means.var(axis=0), count=count)
 
     def translate(self, weights: Mapping[str, NDArray[Any]], other: Numbers) -> dict[str, NDArray[Any]]:
         """The weights of networks that saw observations and returns by these numbers, for those by `other`.
@@ -75,3 +77,5 @@ class Numbers:
             normaliser.obs_rms.count = self.count
         if self.return_variance is not None:
             normaliser.ret_rms.var, normaliser.ret_rms.count = self.return_variance, self.count
+        if self.return_mean is not None:  # from another mean its way there would count as variance
+            normaliser.ret_rms.mean = self.return_mean

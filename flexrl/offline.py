@@ -51,7 +51,7 @@ class CloningSettings(Settings):
     """Behaviour cloning with an MLP: bc sees the body, gcbc the goal too."""
 
     kind: Literal["bc", "gcbc"] = "bc"
-    hidden: list[int] = Field([256, 256], min_length=1, max_length=20)
+    hidden: list[Annotated[int, Field(ge=1, le=16_384)]] = Field([256, 256], min_length=1, max_length=20)
     dropout: float = Field(0.0, ge=0, le=0.99)
 
 

@@ -37,6 +37,7 @@ UNITS = {  # by the last part of a metric's name
     "terminated": "share of episodes",
     "env_steps_per_second": "steps/s",
     "rollout_steps_per_second": "steps/s",
+    "updates_per_second": "updates/s",
     "memory_gb": "GiB",
     "seconds": "s",
 }
@@ -204,8 +205,13 @@ def make_panels(groups: Sequence[Group], metrics: Sequence[str] = ()) -> list[Pa
         _panel("Mean speed in evaluations (faint: while training)", "eval/mean_speed", groups, behind="rollout/mean_speed"),
         *(panel for g in groups for panel in _panels_of(g, f" of {g.label}" if len(groups) > 1 else "")),
         _panel("Throughput, update included", "time/env_steps_per_second", groups),
+        _panel("Loss on held-out episodes (faint: while training)", "eval/loss", groups, behind="train/loss"),
+        _panel("Throughput", "time/updates_per_second", groups),
     ]
-    return [panel for panel in panels if any(line.series for line in panel.lines)]
+    shown = [panel for panel in panels if any(line.series for line in panel.lines)]
+    if not shown:
+        raise UserError(f"curves: none of the usual metrics was logged; name some with --metric, such as {known[0]}")
+    return shown
 
 
 def draw(groups: Sequence[Group], panels: Sequence[Panel]) -> Figure:
@@ -224,7 +230,7 @@ def draw(groups: Sequence[Group], panels: Sequence[Panel]) -> Figure:
         layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
     )
     for i, panel in enumerate(panels):
-        _draw_panel(figure.add_subplot(num_rows, num_columns, i + 1), panel)
+        _draw_panel(figure.add_subplot(num_rows, num_columns, i + 1), panel, _steps_of(groups))
     handles: list[Artist] = [
         Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=group.label)
         for group, (colour, dash) in zip(groups, map(_style, range(len(groups))), strict=True)
@@ -237,15 +243,21 @@ def draw(groups: Sequence[Group], panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _steps_of(groups: Sequence[Group]) -> str:
+    """What a step of these runs is."""
+    kinds = {"updates" if "num_updates" in run.settings else "env steps" for group in groups for run in group.members}
+    return " or ".join(sorted(kinds))
+
+
+def _draw_panel(axes: Axes, panel: Panel, steps: str) -> None:
     for line in panel.lines:
         if line.series:
             _draw_line(axes, line)
     axes.set_title(panel.title, fontsize=11, loc="left")
-    axes.set_xlabel("env steps")
+    axes.set_xlabel(steps)
     axes.set_ylabel(panel.unit)
     axes.set_xlim(left=0)
-    if panel.unit == "steps/s":
+    if panel.unit in ("steps/s", "updates/s"):
         axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, position: short(value))

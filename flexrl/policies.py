@@ -166,6 +166,7 @@ class PlayedSettings(Settings):
     world: WorldSettings = MotorSettings()
     learner: LearnerSettings = SETTINGS["ppo"]()
     normalize_observations: bool = True
+    normalize_rewards: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,8 @@ def snapshot_files(learner: Learner, settings: Settings, scores: Mapping[str, fl
 
 def open_snapshot(folder: Path) -> Snapshot:
     """Checks every file of a snapshot and reads what it is; UserError if it is none, damaged or of another version."""
+    if "snapshot.json" not in snapshots.read_manifest(folder):
+        raise UserError(f"{folder}: holds no policy (a dataset, or an evaluation?); name a folder such as workspace/NAME/best")
     snapshots.check(folder)
     about = json.loads((folder / "snapshot.json").read_bytes())
     if about["kind"] not in KINDS:
@@ -260,7 +263,13 @@ def _load_sb3(snapshot: Snapshot, how: Playing) -> Policy:
 
 
 def export_sb3(snapshot: Snapshot, path: Path) -> list[Path]:
-    """The snapshot as an SB3 zip, with `<name>_vecnormalize.pkl` beside it if observations are normalised."""
+    """The snapshot as an SB3 zip, with `<name>_vecnormalize.pkl` beside it if observations are normalised.
+
+    A `path` without a suffix gets .zip. Returns what was written.
+    """
+    path = path if path.suffix else path.with_suffix(".zip")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file such as policy.zip")
     if snapshot.about["kind"] != "sb3":
         raise UserError(f"{snapshot.folder}: learned from a dataset, and has no Stable-Baselines3 model to export")
     learner = restore_learner(snapshot, optimizer=True)

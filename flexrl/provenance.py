@@ -52,13 +52,13 @@ def _whereabouts() -> dict[str, dict[str, str]]:
 
 
 def code_version(root: Path) -> dict[str, str | None]:
-    """The git commit of the code (of an image: that it was made of) and a hash of what is not committed; or null.
+    """The git commit of the code (of an image: that it was made of) and a hash of what is changed in it; or null.
 
     An image that was made of a folder with changes has a commit that ends with -dirty, and no hash of them: "not known".
     """
     commit = _git(root, "rev-parse", "HEAD") or os.environ.get("FLEXRL_COMMIT")
     diff = _git(root, "diff", "HEAD") if commit else None
-    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
+    digest = hashlib.sha256(diff.encode(errors="surrogateescape")).hexdigest() if diff else None
     if commit and commit.endswith(DIRTY):
         digest = "not known"
     return {"git_commit": commit.strip() if commit else None, "git_diff_sha256": digest}
@@ -66,7 +66,15 @@ def code_version(root: Path) -> dict[str, str | None]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=root,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=20,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

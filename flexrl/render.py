@@ -299,7 +299,10 @@ def write_video(
                 num_frames += 1
         finally:
             encoder.close()
-        found, _ = count_frames_and_secs(unfinished)  # imageio-ffmpeg does not look at how FFmpeg ended
+        try:
+            found, _ = count_frames_and_secs(unfinished)  # imageio-ffmpeg does not look at how FFmpeg ended
+        except RuntimeError:  # it is none that FFmpeg can read
+            found = 0
         if found != num_frames:
             raise OSError(f"{path}: FFmpeg wrote {found} of {num_frames} frames; is the disk full?")
 

@@ -10,6 +10,7 @@ import numpy as np
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 
 from flexrl.config import UserError
+from flexrl.runs import OutOfResources
 
 _FIELDS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 JOURNAL_SHARE = 0.1  # of the buffer's rows: the run is saved at least this often
@@ -24,12 +25,16 @@ class Replay(ReplayBuffer):
     """
 
     def __init__(self, *args: Any, folder: Path, rollout_rows: int = 1, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except MemoryError as error:
+            raise UserError(f"learner.buffer_size: {error}; write a smaller one") from None
         folder.mkdir(parents=True, exist_ok=True)
         # a tenth of the journal must hold what is added between two looks at `journal_is_full`
         self.journal_rows = max(1, int(self.buffer_size * JOURNAL_SHARE), 10 * rollout_rows)
         self._journal: dict[str, np.memmap] = {}
         self._created: list[Path] = []  # files that were not there, or of another size
+        self._promised = 0  # bytes of them, which the disk gives as they are written
         for name in _FIELDS:
             array = getattr(self, name, None)
             if array is None:
@@ -46,10 +51,10 @@ class Replay(ReplayBuffer):
         if path.exists() and path.stat().st_size == size:
             return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
         free = shutil.disk_usage(path.parent).free
-        if size > free:  # a page that finds no room later kills the process without a word
-            raise UserError(
-                f"{path}: needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; write a smaller learner.buffer_size"
-            )
+        self._promised += size
+        if self._promised > free:  # a page that finds no room later kills the process without a word
+            needs = f"needs {self._promised / 1e9:.1f} GB so far, {free / 1e9:.1f} GB are free"
+            raise UserError(f"{path.parent}: {needs}; write a smaller learner.buffer_size")
         self._created.append(path)
         return np.memmap(path, dtype=dtype, mode="w+", shape=shape)
 
@@ -57,7 +62,7 @@ class Replay(ReplayBuffer):
         """As SB3's, but what is overwritten is kept until the next `commit`."""
         base, count = (int(number) for number in self._header)
         if base + count != self.num_added or count >= self.journal_rows:
-            raise RuntimeError("the replay buffer's journal is full; a run must save when `journal_is_full` says so")
+            raise OutOfResources("the replay buffer's journal is full, as nothing could be saved; make room on the disk")
         for name, journal in self._journal.items():
             journal[count] = getattr(self, name)[self.pos]
         self._header[1] = count + 1

@@ -128,8 +128,11 @@ class Run(Generic[S]):
         """
         self.parents[path] = snapshots.file_hash(folder) if folder.is_file() else snapshots.content_hash(folder)
         if (folder / "lineage.json").is_file():
-            lineage = json.loads((folder / "lineage.json").read_bytes())
-            self.ancestry |= flat_ancestry(lineage) | {self.parents[path]: {**lineage, "ancestry": {}}}
+            try:
+                lineage = json.loads((folder / "lineage.json").read_bytes())
+                self.ancestry |= flat_ancestry(lineage) | {self.parents[path]: {**lineage, "ancestry": {}}}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{folder / 'lineage.json'}: is damaged; copy it anew, or remove it") from None
 
     def check_parent(self, setting: str, path: str, content_hash: str, cure: str) -> None:
         """UserError if what is at `path` now, by its hash, is not what the run began with."""
@@ -247,8 +250,12 @@ class Run(Generic[S]):
     def _write_events(self, num_steps: int, metrics: Mapping[str, float]) -> None:
         if self._writer is None:
             self._writer = _make_writer(self.folder, num_steps)
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, num_steps)
+        try:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, num_steps)
+        except OSError:  # it remembers that for ever; the next one begins anew
+            self._writer = None
+            raise
 
     def resumed_from(self, num_steps: int) -> None:
         """Forget the metrics that an earlier attempt logged after the state that was loaded."""

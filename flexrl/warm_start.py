@@ -131,6 +131,9 @@ def _check(learner: Learner, parent: Parent, world: object) -> None:
         raise UserError(
             f"{parent.where}: its normalize_observations is {str(settings.normalize_observations).lower()}; write the same"
         )
+    has_counted = settings.normalize_observations or settings.normalize_rewards  # else returns are counted anew
+    if has_counted and settings.normalize_rewards != (learner.normaliser is not None and learner.normaliser.norm_reward):
+        raise UserError(f"{parent.where}: its normalize_rewards is {str(settings.normalize_rewards).lower()}; write the same")
 
 
 def _computes(settings: Any, has_mirror: bool) -> dict[str, str]:

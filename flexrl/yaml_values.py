@@ -19,7 +19,15 @@ class UserError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with numbers as people write them: 3e-4 is a number, 010 is ten, 12:30 is text."""
+    """PyYAML's safe loader with numbers as people write them: 3e-4 is a number, 010 is ten, 12:30 is text.
+
+    Without aliases: ten of ten of ten are more than fits into memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias; write the value out", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
@@ -102,6 +110,8 @@ def parse(text: str, source: str) -> Value:
         raise UserError(f"{source}{line}: not valid YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{source}: nested too deep; no settings are") from None
     finally:
         if loader is not None:
             loader.dispose()

@@ -121,6 +121,8 @@ def test_a_bare_yes_is_no_number(tmp_path: Path) -> None:
         ("a: [1, 2", "not valid YAML"),
         ("seed: 1\nseed: 2", "a second time"),
         ("world: {tasks: {walk_forward: {rewards: {uprite: 1}}}}", "no reward term 'uprite'"),
+        ("learner: &a {name: ppo}\nworld: *a", ":2: not valid YAML: an alias; write the value out"),
+        ("seed: " + "[" * 3000, "nested too deep"),
         ("seed: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )

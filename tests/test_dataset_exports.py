@@ -131,7 +131,13 @@ def call(monkeypatch: pytest.MonkeyPatch, workspace: Path, *arguments: str) -> s
     return str(caught.value)
 
 
-def make_theirs(name: str, env: str | None = "Pendulum-v1", sizes: tuple[int, int] = (3, 1)) -> Path:
+def make_theirs(
+    name: str,
+    env: str | None = "Pendulum-v1",
+    sizes: tuple[int, int] = (3, 1),
+    data_format: str = "arrow",
+    reward: float = 1.0,
+) -> Path:
     """A dataset of Minari's with two episodes of noise; its folder."""
     rng = np.random.default_rng(0)
     buffers = [
@@ -139,7 +145,7 @@ def make_theirs(name: str, env: str | None = "Pendulum-v1", sizes: tuple[int, in
             id=i,
             observations=rng.standard_normal((6, sizes[0])).astype(np.float32),
             actions=rng.uniform(-1, 1, (5, sizes[1])).astype(np.float32),
-            rewards=[1.0] * 5,
+            rewards=[reward] * 5,
             terminations=[False] * 5,
             truncations=[False] * 4 + [True],
         )
@@ -149,7 +155,7 @@ def make_theirs(name: str, env: str | None = "Pendulum-v1", sizes: tuple[int, in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         minari.create_dataset_from_buffers(
-            name, buffers, env=env, observation_space=spaces[0], action_space=spaces[1], data_format="arrow"
+            name, buffers, env=env, observation_space=spaces[0], action_space=spaces[1], data_format=data_format
         )
     return Path(minari.storage.get_dataset_path(name))
 
@@ -169,6 +175,7 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert "is no Minari dataset (it has no metadata.json)" in refused(tmp_path / "empty")
     assert "--env Pendulm-v1: Gymnasium knows no environment" in refused(source, "--env", "Pendulm-v1")
     metadata = json.loads((source / "data" / "metadata.json").read_bytes())
+    command = json.dumps({"id": "a-v0", "entry_point": "os:system", "kwargs": {"command": f"touch {tmp_path / 'ran'}"}})
     for changes, words in (
         ({"total_episodes": 0}, "has no episodes"),
         ({"minari_version": "0.0.1"}, "cannot be read: The installed Minari version"),
@@ -177,9 +184,15 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
             "its actions are choices from 1 on",
         ),
         ({"action_space": json.dumps({"type": "MultiBinary", "n": 3})}, "its actions are no vectors"),
+        ({"action_space": None, "env_spec": command}, "metadata.json does not tell its spaces"),  # Minari would run it
+        ({"env_spec": 7}, "cannot be read: "),
+        ({"observation_space": metadata["action_space"]}, "the steps of episode 0 do not fit its spaces"),
     ):
         (source / "data" / "metadata.json").write_text(json.dumps(metadata | changes))
         assert words in refused(source)
+    assert not (tmp_path / "ran").exists()
+    (source / "data" / "metadata.json").write_text("[]")
+    assert "metadata.json does not tell its spaces" in refused(source)
     (source / "data" / "metadata.json").write_text(json.dumps(metadata))
     parts = list((source / "data" / "1").glob("*.arrow"))
     kept = parts[0].read_bytes()
@@ -197,6 +210,31 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert json.loads((workspace / "theirs" / "lineage.json").read_bytes())["name"] == "theirs"
     assert open_dataset(workspace / "theirs").info.world == {"kind": "gymnasium", "id": "Pendulum-v1", "kwargs": {}}
     assert json.loads((workspace / "theirs" / "lineage.json").read_bytes())["attempts"][-1]["how"] == "finished"
+
+
+def test_a_dataset_in_one_file_is_imported_and_a_cut_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5, in which Minari serves its own."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    source, workspace = make_theirs("toy/one-v0", data_format="hdf5"), tmp_path / "workspace"
+    arguments = ["collect.py", "--workspace", str(workspace), "--name", "theirs", "--import-minari", str(source)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    collect_py.main()
+    ours, theirs = open_dataset(workspace / "theirs"), minari.load_dataset("toy/one-v0")
+    for i, episode in enumerate(theirs.iterate_episodes()):
+        np.testing.assert_array_equal(ours.episode(i, ["observation"])["observation"], episode.observations[:-1])
+        np.testing.assert_array_equal(ours.episode(i, ["action"])["action"], episode.actions)
+    file = source / "data" / "main_data.hdf5"
+    file.write_bytes(file.read_bytes()[:1000])
+    told = call(monkeypatch, workspace, "--name", "cut", "--import-minari", str(source))
+    assert told.startswith(f"--import-minari {source}: cannot be read:")
+    assert [path.name for path in workspace.iterdir()] == ["theirs"]
+
+
+def test_numbers_that_are_none_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    source = make_theirs("toy/endless-v0", reward=float("inf"))
+    told = call(monkeypatch, tmp_path / "workspace", "--name", "theirs", "--import-minari", str(source))
+    assert "cannot be read: episode 0 has infinite numbers, or what is none (NaN)" in told
 
 
 def test_choices_are_imported_and_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -645,6 +645,7 @@ def test_training_goes_on_from_an_earlier_model(dataset: Dataset, tmp_path: Path
         (["model.kind=bc", "goal=[skill]"], "goal: bc sees none"),
         (["model={width: 30, heads: 4}"], "model.width: expected a multiple"),
         (["goal=[skill, skill]"], "goal: expected each part once"),
+        (["model={kind: bc, hidden: [0]}"], "model.hidden.0: "),
         (["model.returns=false", "hide=0.5"], "hide: only a dt with a return, or a goal of several parts"),
         (["model.returns=false", "goal=[skill]", "hide=0.5"], "hide: only a dt with a return, or a goal of several parts"),
         (["goal=[skill]", "hide={words: 0.5}"], "hide: there is no words to hide; there is skill, return"),

@@ -314,6 +314,11 @@ def test_a_workspace_is_archived_whole_while_runs_go_on(tmp_path: Path, monkeypa
         "walk/metrics.jsonl",
     ]
     assert archive.archive(workspace, bucket) == (0, [])
+    done = subprocess.run([*command[:3], str(workspace / "nothing"), str(bucket)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"{workspace / 'nothing'}: there is no such folder to copy; name a workspace\n",
+    )
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 2}\n')
     assert archive.archive(workspace, bucket) == (1, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,45 @@ def test_a_restored_learner_goes_on_bit_for_bit(name: str, changes: dict[str, An
     assert other.num_steps == whole.num_steps
     for key, value in weights(whole).items():
         np.testing.assert_array_equal(weights(other)[key], value, err_msg=key)
+
+
+def test_a_world_without_a_state_goes_on_with_its_normaliser_and_other_episodes() -> None:
+    def fresh() -> Learner:
+        world = normalise(make_world(GymnasiumSettings(id="Pendulum-v1", num_envs=2, subprocesses=False), 3), True, True, 0.99)
+        return make_learner(SETTINGS["ppo"](**SMALL["ppo"]), world, num_steps=10_000, seed=1, device="cpu")
+
+    learner = fresh()
+    first = learner.world.reset()
+    steps(learner, 3)
+    state = learner.get_state()
+    other = fresh()
+    other.set_state(state)
+    normaliser, restored = other.normaliser, other.model._last_obs
+    assert normaliser is not None
+    raw = normaliser.get_original_obs()
+    np.testing.assert_allclose(restored, normaliser.normalize_obs(raw))
+    np.testing.assert_allclose(normaliser.obs_rms.mean, learner.normaliser.obs_rms.mean, atol=0.2)  # type: ignore[union-attr]
+    assert not normaliser.returns.any()  # no episode has brought anything yet
+    begun = fresh()
+    begun.world.reset()
+    assert not np.allclose(raw, begun.normaliser.get_original_obs())  # type: ignore[union-attr]
+    assert first.shape == raw.shape
+
+
+@pytest.mark.parametrize("freq", [500, (500, "step"), (1, "episode")])
+def test_the_journal_holds_what_a_rollout_adds(tmp_path: Path, freq: Any) -> None:
+    world = GymnasiumSettings(id="Pendulum-v1", num_envs=1, subprocesses=False)
+    learner = small_learner("sac", tmp_path / "replay", world, train_freq=freq, gradient_steps=1, buffer_size=2_000)
+    steps(learner, 10 if freq != (1, "episode") else 20)
+    assert learner.model.replay_buffer.full  # type: ignore[attr-defined]
+
+
+def test_a_replay_buffer_that_finds_no_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its files together, as none of them takes any before it is written."""
+    free = 4 * 17 * 30 * 4 + 1000  # B, room for the observations alone
+    monkeypatch.setattr("flexrl.replay.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match=r"replay: needs .* GB are free; write a smaller learner.buffer_size"):
+        small_learner("sac", tmp_path / "replay")
 
 
 def test_n_step_returns_keep_their_buffer_too(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from toy_dataset import PENDULUM, toy_info, write_toy
 import train_dt
 from flexrl import config
 from flexrl.config import UserError
-from flexrl.dataset import BlockInfo
+from flexrl.dataset import BlockInfo, DatasetInfo
 from flexrl.motor_settings import MotorSettings, resolve_tasks
 from flexrl.offline import OfflineLearner
 from flexrl.offline_settings import TrainDTSettings
@@ -223,6 +223,30 @@ def test_patience_needs_episodes_that_are_held_out(tmp_path: Path) -> None:
     assert "patience: no episode can be held out of so few" in refused(f"datasets=[{one.folder}]", "patience=3")
 
 
+def test_shares_of_windows_hide_a_part_of_the_goal_and_never_all(tmp_path: Path) -> None:
+    dataset = write_toy(tmp_path / "data", info=two_skills(), length=12)
+    dt = ("model={kind: dt, width: 8, context: 6, layers: 1}", "goal=[skill, command]", "held_out=0")
+    learner = learner_of(f"datasets=[{dataset.folder}]", *dt, "hide={skill: 0.5, command: 0.2, return: 0.3}")
+    shown = learner._hidden(20_000).numpy()  # of skill, command and return, each window
+    of_windows = shown.reshape(20_000, -1, 3)
+    assert (of_windows == of_windows[:, :1]).all()  # the same at all of its steps
+    share = of_windows[:, 0].mean(axis=0)
+    # where both would be hidden one is shown all the same
+    np.testing.assert_allclose(share, [0.5 + 0.1 / 2, 0.8 + 0.1 / 2, 0.7], atol=0.015)
+    assert of_windows[:, 0, :2].any(axis=1).all()
+    assert not of_windows[:, 0].all()
+
+
+def two_skills() -> DatasetInfo:
+    """Of a half-cheetah that runs or stands."""
+    world = MotorSettings(body="half_cheetah", task="mixed", skills={"run_forward": 1, "stand_still": 1}).model_dump(
+        mode="json"
+    )
+    phrases = [("run_forward", "run"), ("stand_still", "stand")]
+    bounds = {"action_low": (-1.0,) * 6, "action_high": (1.0,) * 6}
+    return toy_info(world, "half_cheetah", (23, 6), phrases, observation=(BlockInfo(name="proprio", size=23),), **bounds)
+
+
 def windows_of(rows: slice, whole: Windows) -> Windows:
     return Windows(**{name: array[rows] for name, array in vars(whole).items()})
 
@@ -295,12 +319,7 @@ def test_words_are_read_by_the_encoder_that_is_named(tmp_path: Path, monkeypatch
 
 
 def test_skills_have_returns_of_their_own_wherever_the_goal_names_them_and_are_those_that_were_learned(tmp_path: Path) -> None:
-    world = MotorSettings(body="half_cheetah", task="mixed", skills={"run_forward": 1, "stand_still": 1}).model_dump(
-        mode="json"
-    )
-    phrases = [("run_forward", "run"), ("stand_still", "stand")]
-    bounds = {"action_low": (-1.0,) * 6, "action_high": (1.0,) * 6}
-    info = toy_info(world, "half_cheetah", (23, 6), phrases, observation=(BlockInfo(name="proprio", size=23),), **bounds)
+    info = two_skills()
     rows = [{"skill": skill, "goal": skill} for skill in (0, 0, 1, 1)]
     data = f"datasets=[{write_toy(tmp_path / 'toy', (10.0, 10.0, 50.0, 50.0), info, rows=rows).folder}]"
     model = "model={kind: dt, context: 2, layers: 1, heads: 1, width: 8}"

@@ -247,6 +247,21 @@ def test_a_line_that_a_kill_has_cut_is_no_damage(workspace):
     assert (row.problems, row.num_steps) == ((), 4000)
 
 
+def test_curves_of_what_learns_offline(workspace, monkeypatch, capsys):
+    lines = [{"step": 50 * i, "train/loss": 1.0 / i, "time/updates_per_second": 6.0} for i in (1, 2)]
+    write_run(workspace / "dt", lines=lines)
+    (workspace / "dt" / "config.yaml").write_text(yaml.safe_dump({"num_updates": 100, "model": {"kind": "dt"}}))
+    groups = plots.group_by_seed([plots.read_curves(workspace / "dt")])
+    panels = plots.make_panels(groups)
+    assert [panel.title for panel in panels] == ["Loss on held-out episodes (faint: while training)", "Throughput"]
+    assert [axes.get_xlabel() for axes in plots.draw(groups, panels).axes] == ["updates"] * 2
+    write_run(workspace / "odd", lines=[{"step": 1, "train/std": 0.5}])
+    with pytest.raises(
+        UserError, match="curves: none of the usual metrics was logged; name some with --metric, such as train/std"
+    ):
+        plots.make_panels(plots.group_by_seed([plots.read_curves(workspace / "odd")]))
+
+
 def test_where_steps_go_back_the_later_attempt_counts(workspace):
     first = [{"step": 1000 * i, "eval/return": 999.0} for i in (1, 2, 3)]
     again = [{"step": 1000 * i, "eval/return": float(i)} for i in (1, 2)]

@@ -380,8 +380,9 @@ def test_an_exported_zip_plays_under_plain_sb3_alike(trained: Path, tmp_path: Pa
 
     from flexrl.policies import load_policy, open_snapshot
 
-    done = run(tmp_path, "play.py", "--model", str(trained / "workspace/walk/best"), "--export-sb3", "walk.zip")
+    done = run(tmp_path, "play.py", "--model", str(trained / "workspace/walk/best"), "--export-sb3", "walk")  # it is a .zip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "wrote walk_vecnormalize.pkl"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["walk.zip", "walk_vecnormalize.pkl"]
     model = PPO.load(tmp_path / "walk.zip", device="cpu")
     snapshot = open_snapshot(trained / "workspace/walk/best")

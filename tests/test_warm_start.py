@@ -123,6 +123,27 @@ def test_a_parent_that_normalised_nothing_leaves_rewards_to_be_counted_anew(tmp_
     assert learner.normaliser.ret_rms.var == 1.0
 
 
+def test_returns_are_counted_on_where_they_were(parent: Snapshot) -> None:
+    """Else the way from 0 to their mean would count as variance, and rewards shrink."""
+    counted = snapshots.read_arrays(parent.folder / "normaliser.safetensors")
+    settings = config.load(TrainSettings, None, AWARE)
+    learner = learner_of(settings)
+    init_from(learner, alone(parent), settings.world)
+    assert learner.normaliser is not None
+    returns = learner.normaliser.ret_rms
+    assert float(returns.mean) == float(counted["return_mean"]) > 1.0
+    assert float(returns.var) == float(counted["return_variance"])
+    before = returns.mean.copy(), returns.var.copy()
+    returns.update(np.full(8, float(before[0])))
+    assert float(returns.mean) == pytest.approx(float(before[0]))
+    assert float(returns.var) <= float(before[1])
+
+
+def test_a_critic_of_raw_rewards_does_not_judge_normalised_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its normalize_rewards is false; write the same"):
+        child_of(tmp_path / "best", ["normalize_rewards=false"], [])
+
+
 @pytest.mark.parametrize("name", ["sac", "tqc"])
 def test_critics_of_actions_judge_exactly_as_before(tmp_path: Path, name: str) -> None:
     """The goal's inputs come between what they saw and the action."""
