@@ -168,6 +168,7 @@ def evaluate() -> None:
             print(f"{run.folder} is finished", file=sys.stderr)
         else:
             episodes, metrics = playing.judge(settings)
+            run.confirm_parents()
             run.log(settings.num_episodes, metrics)
             run.remember(settings.num_episodes, lambda: playing.files_of(episodes))
             print_table(episodes)

@@ -40,6 +40,7 @@ def main() -> None:
         )
         if parents is not None:
             init_from(learner, parents, settings.world)
+            run.confirm_parents()
         best = resume(run, learner)
         if learner.num_steps >= settings.num_steps:
             print(f"{run.folder} is finished; to train on: --resume --set num_steps=... (more)", file=sys.stderr)

@@ -60,6 +60,7 @@ class Run(Generic[S]):
         self.folder, self.settings, self.name = folder, settings, name or folder.name  # what is to move there has its name
         self.latest, self.best = folder / "latest", folder / "best"
         self.parents: dict[str, str] = {}  # path: content hash
+        self._parents_at: dict[str, Path] = {}  # where those lie that were added
         self.ancestry: dict[str, Any] = {}  # content hash: an ancestor's own lineage, without those of its ancestors
         self.seed: int = getattr(settings, "seed", 0)
         self.is_made = False  # whether something that it made is there, even where no latest/ is
@@ -126,13 +127,24 @@ class Run(Generic[S]):
 
         The parent's lineage is kept with the run's own, as the parent may be gone when somebody asks.
         """
-        self.parents[path] = snapshots.file_hash(folder) if folder.is_file() else snapshots.content_hash(folder)
+        self.parents[path] = _hash_of(folder)
+        self._parents_at[path] = folder
         if (folder / "lineage.json").is_file():
             try:
                 lineage = json.loads((folder / "lineage.json").read_bytes())
                 self.ancestry |= flat_ancestry(lineage) | {self.parents[path]: {**lineage, "ancestry": {}}}
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{folder / 'lineage.json'}: is damaged; copy it anew, or remove it") from None
+
+    def confirm_parents(self) -> None:
+        """Failed, if a parent was replaced since it was added: after it was read, as a training replaces its latest/."""
+        for path, folder in self._parents_at.items():
+            try:
+                is_same = _hash_of(folder) == self.parents[path]
+            except OSError:  # being replaced
+                is_same = False
+            if not is_same:
+                raise Failed(f"{path}: was replaced while it was read; --resume begins anew with what is there now")
 
     def check_parent(self, setting: str, path: str, content_hash: str, cure: str) -> None:
         """UserError if what is at `path` now, by its hash, is not what the run began with."""
@@ -289,6 +301,10 @@ class Run(Generic[S]):
 
     def _write_lineage(self) -> None:
         write_whole(self.folder / "lineage.json", json.dumps(self.lineage, indent=1))
+
+
+def _hash_of(parent: Path) -> str:
+    return snapshots.file_hash(parent) if parent.is_file() else snapshots.content_hash(parent)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -641,6 +641,19 @@ def test_another_snapshot_in_the_same_place_is_changed(family, monkeypatch, caps
     assert f"changed, was {recorded[:12]}" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_parent_that_is_replaced_while_it_is_read_is_noticed(family: Path, in_tmp):
+    run = runs.Run(in_tmp / "child", Settings())
+    parent = family / "walk" / "best"
+    run.add_parent("workspace/walk/best", parent)
+    run.confirm_parents()
+    snapshots.write(parent, {"policy.safetensors": b"newer", "lineage.json": b"{}"})
+    with pytest.raises(runs.Failed, match="workspace/walk/best: was replaced while it was read; --resume begins anew"):
+        run.confirm_parents()
+    shutil.rmtree(parent)
+    with pytest.raises(runs.Failed, match="was replaced while it was read"):
+        run.confirm_parents()
+
+
 def test_a_file_can_be_a_parent(in_tmp):
     Path("prompts.txt").write_text("walk forward")
     run = write_run(Path("workspace/lm"), parents={"prompts.txt": snapshots.file_hash(Path("prompts.txt"))})
