@@ -1,4 +1,5 @@
-"""All eight skills of the humanoid from nothing, by the clock: the walk; feet, running and getting up apart; then all as one.
+"""All eight skills of the humanoid from nothing, by the clock: the walk; then what is done on two feet, and running and getting
+up beside it, a core each; then all as one.
 
     python bench/hour.py --workspace workspace/hour
     python bench/skills.py --model workspace/hour/joined_2/latest    # what came of it
@@ -14,7 +15,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event
 
 import yaml
 from trainings import ROOT, command_of, told
@@ -59,50 +62,51 @@ def main() -> None:
     workspace.mkdir(parents=True)
     begin = time.monotonic()
     end = begin + arguments.minutes * 60 - ENDING
-    last = begin
+    running: list[subprocess.Popen[bytes]] = []
 
-    def tell(what: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        print(f"{what:<28} {(now - last) / 60:5.1f} min   {(now - begin) / 60:5.1f} in all", flush=True)
-        last = now
-
-    def train(name: str, **more: object) -> subprocess.Popen[bytes]:
+    def train(name: str, until: float, **more: object) -> None:
+        began = time.monotonic()
+        if until - began < BEGINNING:
+            raise SystemExit(f"no time is left for {name}; try --share 0.6")
         config = f"humanoid_{name}"
         steps = yaml.safe_load((ROOT / "examples" / f"{config}.yaml").read_text())["num_steps"]
-        share = 1.0 if "init_from" not in more else arguments.share
-        return start(name, config, workspace, {"seed": arguments.seed, "num_steps": int(steps * share), **more})
-
-    def run(name: str, until: float, **more: object) -> None:
-        if until - time.monotonic() < BEGINNING:
-            raise SystemExit(f"no time is left for {name}; try --share 0.6")
-        wait(train(name, **more), until)
+        share = arguments.share if more else 1.0
+        settings = {"seed": arguments.seed, "num_steps": int(steps * share), **more}
+        running.append(start(name, config, workspace, settings))
+        wait(running[-1], until)
+        now = time.monotonic()
+        print(f"{name:<16} {(now - began) / 60:5.1f} min   at {(now - begin) / 60:5.1f}", flush=True)
 
     def latest(name: str) -> Path:
         return told(workspace) / name / "latest"
 
-    run("walk_forward", end)
-    tell("walk_forward")
-    up = train("up", init_from=latest("walk_forward"))
-    try:
-        run("feet", end - JOINING, init_from=latest("walk_forward"))
-        tell("feet, up beside it")
-        run("run", end - JOINING, init_from=latest("walk_forward"))
-        tell("run, up beside it")
-        run("run_2", end - JOINING, init_from=latest("feet"), init_apart=f"{{run_forward: {latest('run')}}}")
-        tell("run_2, up beside it")
-        run("feet_2", end - JOINING, init_from=latest("feet"))
-        tell("feet_2, up beside it")
-        wait(up, end - JOINING)
-    finally:
-        up.terminate()
-    tell("up")
-    run("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}")
-    tell("joined")
-    run("changes", end - LAST, init_from=latest("joined"))
-    tell("changes")
-    run("joined_2", end, init_from=latest("changes"), init_apart=f"{{run_forward: {latest('run_2')}}}")
-    tell("joined_2")
+    has_run = Event()
+
+    def on_two_feet() -> None:
+        train("feet", end - JOINING, init_from=latest("walk_forward"))
+        has_run.wait()
+        train("run_2", end - JOINING, init_from=latest("feet"), init_apart=f"{{run_forward: {latest('run')}}}")
+        train("feet_2", end - JOINING, init_from=latest("feet"))
+
+    def run_and_up() -> None:
+        try:
+            train("run", end - JOINING, init_from=latest("walk_forward"))
+        finally:
+            has_run.set()
+        train("up", end - JOINING, init_from=latest("walk_forward"))
+
+    train("walk_forward", end)
+    with ThreadPoolExecutor() as pool:
+        try:
+            for side in as_completed([pool.submit(on_two_feet), pool.submit(run_and_up)]):
+                side.result()
+        except BaseException:
+            for process in running:
+                process.terminate()
+            raise
+    train("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}")
+    train("changes", end - LAST, init_from=latest("joined"))
+    train("joined_2", end, init_from=latest("changes"), init_apart=f"{{run_forward: {latest('run_2')}}}")
 
 
 if __name__ == "__main__":
