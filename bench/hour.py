@@ -1,8 +1,8 @@
-"""All eight skills of the humanoid from nothing, by the clock: the walk; then running and what is done on two feet, and getting up
-beside them, a core each; then all as one.
+"""All eight skills of the humanoid from nothing, by the clock: the walk; then what is done on two feet, and running and getting
+up beside it, a core each; then all as one.
 
     python bench/hour.py --workspace workspace/hour
-    python bench/skills.py --model workspace/hour/changes/latest    # what came of it
+    python bench/skills.py --model workspace/hour/joined_2/latest    # what came of it
 
 The bar is 60 minutes on two cores, every skill at 90 %. A training that takes longer is stopped in time, as it is then; on a
 slower machine `--share 0.6` gives each that share of its steps.
@@ -17,13 +17,15 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event
 
 import yaml
 from trainings import ROOT, command_of, told
 
 SHARED = {"video": "false", "evaluation.every": "null", "evaluation.episodes": "8"}
-JOINING = 630.0  # s that the last two trainings are left, at least
-CHANGING = 220.0  # s of them that the last one is left
+JOINING = 720.0  # s that the last three trainings are left, at least
+CHANGING = 420.0  # s of them that the last two are left
+LAST = 230.0  # s of those that the last one is left
 BEGINNING = 60.0  # s that a training needs, or it leaves nothing to go on from
 ENDING = 25.0  # s that a training takes to save and to evaluate, once it is asked to leave
 
@@ -78,26 +80,33 @@ def main() -> None:
     def latest(name: str) -> Path:
         return told(workspace) / name / "latest"
 
+    has_run = Event()
+
     def on_two_feet() -> None:
-        train("run", end - JOINING, init_from=latest("walk_forward"))
         train("feet", end - JOINING, init_from=latest("walk_forward"))
+        has_run.wait()
+        train("run_2", end - JOINING, init_from=latest("feet"), init_apart=f"{{run_forward: {latest('run')}}}")
         train("feet_2", end - JOINING, init_from=latest("feet"))
 
-    def from_the_ground() -> None:
+    def run_and_up() -> None:
+        try:
+            train("run", end - JOINING, init_from=latest("walk_forward"))
+        finally:
+            has_run.set()
         train("up", end - JOINING, init_from=latest("walk_forward"))
 
     train("walk_forward", end)
     with ThreadPoolExecutor() as pool:
         try:
-            for side in as_completed([pool.submit(on_two_feet), pool.submit(from_the_ground)]):
+            for side in as_completed([pool.submit(on_two_feet), pool.submit(run_and_up)]):
                 side.result()
         except BaseException:
             for process in running:
                 process.terminate()
             raise
-    apart = f"{{run_forward: {latest('run')}, recover: {latest('up')}}}"
-    train("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=apart)
-    train("changes", end, init_from=latest("joined"))
+    train("joined", end - CHANGING, init_from=latest("feet_2"), init_apart=f"{{recover: {latest('up')}}}")
+    train("changes", end - LAST, init_from=latest("joined"))
+    train("joined_2", end, init_from=latest("changes"), init_apart=f"{{run_forward: {latest('run_2')}}}")
 
 
 if __name__ == "__main__":
